@@ -1,0 +1,147 @@
+# Every target is listed by `make help`, from the text after `##`.
+# Written for GNU Make 3.81 (macOS) and newer; targets may run in parallel (make -j).
+
+PYTHON ?= python3
+JUPYTER_PORT ?= 8888
+MARK ?= contract or unit or hub or recipes
+
+# Notebook folder -> the dependency group it needs.
+FOLDERS := 01-Full-Fine-Tuning 02-PEFT 03-Instruction-Tuning 04-Reasoning-Tuning
+GROUP_01-Full-Fine-Tuning := full-finetuning
+GROUP_02-PEFT := peft
+GROUP_03-Instruction-Tuning := instruction-tuning
+GROUP_04-Reasoning-Tuning := reasoning
+GROUPS := $(foreach folder,$(FOLDERS),$(GROUP_$(folder))) dev
+
+# One file per installed group; newer than the lock means that nothing is to be done.
+STAMP := .venv/.installed-
+DEPENDENCIES := pyproject.toml poetry.lock
+BIN := .venv/bin
+VENV_PYTHON := $(BIN)/python
+NO_PYTHON = There is no $(PYTHON). Install Python 3.11, 3.12 or 3.13, or name one: make PYTHON=python3.12
+RUN_POETRY = command -v "$(PYTHON)" >/dev/null || { echo "$(NO_PYTHON)" >&2; exit 2; }; \
+	"$(PYTHON)" scripts/poetry.py
+RUNS = $(or $(COOKBOOK_RUNS),runs)
+
+# The groups that NB (a notebook) or FOLDER needs; core alone for a notebook elsewhere.
+group_of = $(strip $(foreach folder,$(FOLDERS),$(if $(findstring $(folder)/,$(1)/),$(GROUP_$(folder)))))
+NB_STAMP = $(if $(NB),$(if $(wildcard $(NB)),$(STAMP)$(or $(call group_of,$(NB)),core)))
+FOLDER_STAMPS = $(if $(FOLDER),$(if $(call group_of,$(FOLDER)),$(STAMP)$(call group_of,$(FOLDER)) $(STAMP)dev),$(STAMP)all)
+
+SOURCES := cookbook scripts tests
+NOTEBOOKS = $(sort $(wildcard $(addsuffix /*.ipynb,$(FOLDERS))))
+
+override FOLDER := $(patsubst %/,%,$(FOLDER))
+export NB FOLDER MARK JUPYTER_PORT
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install install-full-finetuning install-peft install-instruction-tuning \
+	install-reasoning install-dev install-all lock offline quickstart notebook notebooks test \
+	test-contract test-unit test-recipes lint format jupyter script record gallery clean \
+	check-notebook check-folder
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-28s %s\n", $$1, $$2 }' Makefile
+
+# --- Installing: adds to .venv, removes nothing ---------------------------------------------
+
+$(STAMP)core: $(DEPENDENCIES)
+	@$(RUN_POETRY) install
+	@touch $@
+
+$(STAMP)all: $(DEPENDENCIES)
+	@$(RUN_POETRY) install $(addprefix --with ,$(GROUPS))
+	@touch $(addprefix $(STAMP),core $(GROUPS)) $@
+
+$(STAMP)%: $(DEPENDENCIES)
+	@$(RUN_POETRY) install --with $*
+	@touch $(STAMP)core $@
+
+install: $(STAMP)core ## Install the core packages into .venv
+install-full-finetuning: $(STAMP)full-finetuning ## Install core and what 01-Full-Fine-Tuning needs
+install-peft: $(STAMP)peft ## Install core and what 02-PEFT needs
+install-instruction-tuning: $(STAMP)instruction-tuning ## Install core and what 03-Instruction-Tuning needs
+install-reasoning: $(STAMP)reasoning ## Install core and what 04-Reasoning-Tuning needs
+install-dev: $(STAMP)dev ## Install core and the tools for tests and code style
+install-all: $(STAMP)all ## Install core and every group
+
+lock: ## Write poetry.lock anew from pyproject.toml
+	@$(RUN_POETRY) lock
+
+# --- Running --------------------------------------------------------------------------------
+
+offline: $(STAMP)core ## Build the embedded models and data sets (once) into .offline/
+	@$(VENV_PYTHON) -m cookbook.offline
+
+quickstart: $(STAMP)peft ## Fine-tune a language model now and print how much better it got
+	@$(VENV_PYTHON) -m cookbook.offline
+	@$(VENV_PYTHON) -m cookbook.run 02-PEFT/Falcon-7B-LoRA.ipynb
+
+notebook: check-notebook $(NB_STAMP) ## Execute one notebook: make notebook NB=02-PEFT/Falcon-7B-LoRA.ipynb
+	@$(VENV_PYTHON) -m cookbook.run "$$NB"
+
+notebooks: check-folder $(FOLDER_STAMPS) offline ## Execute and check all notebooks, or those of FOLDER=02-PEFT
+	@$(VENV_PYTHON) -m pytest -m recipes tests/recipes $(if $(FOLDER),-k "$$FOLDER")
+
+script: check-notebook $(NB_STAMP) ## Write one notebook as a script: make script NB=02-PEFT/Falcon-7B-LoRA.ipynb
+	@$(BIN)/jupyter nbconvert --to python --output-dir "$(RUNS)/scripts" "$$NB"
+
+# Jupyter reads JUPYTER_TOKEN; where that is empty it makes a token and prints the URL with it.
+jupyter: $(STAMP)core ## Open JupyterLab on 127.0.0.1 (JUPYTER_PORT, JUPYTER_TOKEN)
+	@$(BIN)/jupyter lab --no-browser --ip=127.0.0.1 --port="$$JUPYTER_PORT" \
+		--ServerApp.root_dir="$(CURDIR)" $(if $(filter 0,$(shell id -u)),--allow-root)
+
+record: $(STAMP)all offline ## Run the recipes over seeds and rewrite results/ and its tables
+	@$(VENV_PYTHON) -m cookbook.record
+
+gallery: $(STAMP)core ## Render executed notebooks to HTML with an index page
+	@$(VENV_PYTHON) -m cookbook.gallery
+
+# --- Checking -------------------------------------------------------------------------------
+
+test: $(STAMP)all offline ## Run the test suite (MARK= picks other markers, for example MARK=slow)
+	@$(VENV_PYTHON) -m pytest -m "$$MARK"
+
+test-contract: $(STAMP)all ## Check the rules for notebooks, lock, docs and package (seconds)
+	@$(VENV_PYTHON) -m pytest -m contract
+
+test-unit: $(STAMP)all offline ## Test the cookbook package
+	@$(VENV_PYTHON) -m pytest -m unit
+
+test-recipes: notebooks ## The same as make notebooks
+
+lint: $(STAMP)all ## Check style and types of Python files and notebooks
+	@$(BIN)/black --check $(SOURCES)
+	@$(BIN)/isort --check $(SOURCES)
+	@$(BIN)/flake8 $(SOURCES)
+	@$(BIN)/mypy $(SOURCES)
+ifneq ($(NOTEBOOKS),)
+	@$(BIN)/nbqa black --check $(NOTEBOOKS)
+	@$(BIN)/nbqa isort --check $(NOTEBOOKS)
+	@$(BIN)/nbqa flake8 $(NOTEBOOKS)
+	@$(BIN)/nbstripout --verify $(NOTEBOOKS)
+endif
+
+format: $(STAMP)all ## Rewrite Python files and notebooks in the house style
+	@$(BIN)/isort $(SOURCES)
+	@$(BIN)/black $(SOURCES)
+ifneq ($(NOTEBOOKS),)
+	@$(BIN)/nbqa isort $(NOTEBOOKS)
+	@$(BIN)/nbqa black $(NOTEBOOKS)
+	@$(BIN)/nbstripout $(NOTEBOOKS)
+endif
+
+clean: ## Remove caches (keeps .venv, .offline and runs)
+	@rm -rf .mypy_cache .pytest_cache dist *.egg-info
+	@find $(SOURCES) $(FOLDERS) \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune \
+		-exec rm -rf {} +
+
+check-notebook:
+	@test -n "$$NB" || { echo "Name a notebook: make $(firstword $(MAKECMDGOALS)) NB=02-PEFT/Falcon-7B-LoRA.ipynb" >&2; exit 2; }
+	@test -f "$$NB" || { echo "There is no notebook $$NB. Here are: $(NOTEBOOKS)" >&2; exit 2; }
+
+check-folder:
+ifneq ($(FOLDER),)
+	@test -n "$(wildcard $(FOLDER)/*.ipynb)" || { echo "There is no notebook in FOLDER=$$FOLDER. Folders: $(FOLDERS)" >&2; exit 2; }
+endif

@@ -1,0 +1,349 @@
+"""Run Poetry on this repository's own `.venv`, finding or bootstrapping Poetry first.
+
+    python3 scripts/poetry.py <poetry arguments>
+
+Poetry is, in this order: the one that POETRY names, a `poetry` (2.2 or newer) on the PATH, or a
+pinned one that is installed into `.poetry/`. `POETRY=bootstrap` asks for the pinned one.
+Only the standard library is used: this runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+
+ROOT = Path(__file__).resolve().parent.parent
+POETRY_VERSION = "2.5.1"
+PLUGIN_VERSION = "0.6.5"
+OLDEST_POETRY = (2, 2)
+OLDEST_PYTHON = (3, 11)
+TOO_NEW_PYTHON = (3, 14)
+MIRROR_VARIABLE = "POETRY_PYPI_MIRROR_URL"
+BOOTSTRAP = "bootstrap"
+FORCE_BOOTSTRAP = f"POETRY={BOOTSTRAP}"
+
+
+class SetupError(Exception):
+    """Something a person has to mend; the message says what and how."""
+
+
+class PipSettings(NamedTuple):
+    """What pip is configured for: the index URL, and the file of authorities it trusts, if any."""
+
+    index_url: str
+    cert: str | None
+
+
+class Poetry(NamedTuple):
+    """A Poetry to call; `bundled` when it is the pinned one in `.poetry/`."""
+
+    command: str
+    bundled: bool
+
+
+def check_python(version: tuple[int, ...] = sys.version_info[:2]) -> None:
+    """Raise SetupError unless the running Python can hold this project."""
+    if OLDEST_PYTHON <= version < TOO_NEW_PYTHON:
+        return
+    minors = range(TOO_NEW_PYTHON[1] - 1, OLDEST_PYTHON[1] - 1, -1)
+    found = [name for name in (f"python3.{minor}" for minor in minors) if shutil.which(name)]
+    cure = (
+        f"Run make with PYTHON={found[0]}, which is installed here."
+        if found
+        else "Install one of these and run make with PYTHON=python3.12 (or where it is)."
+    )
+    raise SetupError(
+        f"Python {version[0]}.{version[1]} ({sys.executable}) does not fit: this project needs "
+        f"3.11, 3.12 or 3.13. {cure}"
+    )
+
+
+def redact(url: str) -> str:
+    """The URL without its user name and password."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def poetry_version(command: str) -> tuple[int, ...] | None:
+    """What `command --version` says, as numbers; None when it is no working Poetry."""
+    try:
+        result = subprocess.run(
+            [command, "--version"], capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", result.stdout)
+    if result.returncode != 0 or match is None:
+        return None
+    return tuple(int(part) for part in match.groups("0"))
+
+
+def users_poetry(environment: Mapping[str, str]) -> Poetry | None:
+    """The Poetry a person chose or has on the PATH; None when the pinned one is to be used."""
+    wanted = environment.get("POETRY", "")
+    if wanted == BOOTSTRAP:
+        return None
+    search_path = environment.get("PATH")
+    if wanted:
+        command = shutil.which(os.path.expanduser(wanted), path=search_path)
+        version = poetry_version(command) if command else None
+        if command is None or version is None:
+            raise SetupError(
+                f"POETRY names {wanted}, which is no working Poetry. Correct it, or use "
+                f"{FORCE_BOOTSTRAP} to have a pinned one installed into .poetry/."
+            )
+        if version[:2] < OLDEST_POETRY:
+            raise SetupError(
+                f"POETRY names Poetry {'.'.join(map(str, version))}; this project needs 2.2 or "
+                f"newer. Update it, or use {FORCE_BOOTSTRAP}."
+            )
+        return Poetry(command, bundled=False)
+    command = shutil.which("poetry", path=search_path)
+    version = poetry_version(command) if command else None
+    if command and version and version[:2] >= OLDEST_POETRY:
+        return Poetry(command, bundled=False)
+    return None
+
+
+def parse_pip_config(listing: str) -> dict[str, str]:
+    """Parse `pip config list` into option -> value, with pip's own precedence for `install`."""
+    ranks = {"global": 0, "install": 1, ":env:": 2}
+    chosen: dict[str, tuple[int, str]] = {}
+    for line in listing.splitlines():
+        key, separator, value = line.partition("=")
+        section, _, option = key.partition(".")
+        if not separator or section not in ranks:
+            continue
+        rank = ranks[section]
+        if rank >= chosen.get(option, (-1, ""))[0]:
+            chosen[option] = (rank, str(ast.literal_eval(value)))
+    return {option: value for option, (_, value) in chosen.items()}
+
+
+def default_index(help_text: str) -> str:
+    """The index URL that `pip install --help` names as the one it uses by default."""
+    match = re.search(r"--index-url\b.*?\(default:?\s+(\S+?)\)", help_text, re.DOTALL)
+    if match is None:
+        raise SetupError(
+            "pip does not say which package index it uses. Set PIP_INDEX_URL to the address of "
+            "your index and run make again."
+        )
+    return match.group(1)
+
+
+def ask_pip(environment: Mapping[str, str], pythons: Sequence[str]) -> PipSettings:
+    """The index pip is configured for, else pip's own built-in one, and its certificates.
+
+    The first of `pythons` that has pip is asked, so that a pip.conf beside that Python counts.
+    The URL may carry credentials: show it only through `redact`.
+    """
+    # A narrow terminal would break the URL in the help text over two lines.
+    wide = {**environment, "COLUMNS": "1000"}
+    for python in pythons:
+        listing = _pip(wide, python, "config", "list")
+        if listing is None:
+            continue
+        settings = parse_pip_config(listing)
+        index = settings.get("index-url") or default_index(
+            _pip(wide, python, "install", "--help") or ""
+        )
+        return PipSettings(index, settings.get("cert"))
+    raise SetupError("No pip was found to ask for the package index. Install pip for your Python.")
+
+
+def _pip(environment: Mapping[str, str], python: str, *arguments: str) -> str | None:
+    """What `pip <arguments>` prints; None where this Python has no pip or pip fails."""
+    result = subprocess.run(
+        [python, "-m", "pip", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    return result.stdout if result.returncode == 0 else None
+
+
+def make_venv(folder: Path, *options: str) -> None:
+    """Create (or complete) a virtual environment under the running Python."""
+    result = subprocess.run([sys.executable, "-m", "venv", *options, str(folder)], check=False)
+    if result.returncode != 0:
+        raise SetupError(
+            f"{sys.executable} could not make the virtual environment {folder.name}/. On Debian "
+            f"and Ubuntu: apt-get install python{sys.version_info[0]}.{sys.version_info[1]}-venv"
+        )
+
+
+def ensure_project_venv(root: Path) -> None:
+    """Make `.venv` where there is none, it is half made, or its Python is gone or unfit.
+
+    Call under `held_lock`.
+    """
+    folder = root / ".venv"
+    # Lies outside `.venv`, so that it outlasts a call that was killed while clearing that.
+    unfinished = root / ".poetry" / "making-venv"
+    if not unfinished.exists() and _fits(folder / "bin" / "python"):
+        return
+    unfinished.touch()
+    make_venv(folder, "--clear")
+    unfinished.unlink()
+
+
+def _fits(python: Path) -> bool:
+    """Whether this interpreter runs and is one that the project supports."""
+    if not python.exists():
+        return False
+    probe = subprocess.run(
+        [str(python), "-c", "import sys; print(*sys.version_info[:2])"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    version = tuple(int(part) for part in probe.stdout.split())
+    return OLDEST_PYTHON <= version < TOO_NEW_PYTHON
+
+
+def bundled_poetry(root: Path) -> Path:
+    """Where the pinned Poetry is, or would be."""
+    return root / ".poetry" / "bin" / "poetry"
+
+
+def bundled_is_whole(root: Path) -> bool:
+    """Whether the pinned Poetry of this very version was installed to the end."""
+    stamp = root / ".poetry" / "complete"
+    return (
+        stamp.is_file()
+        and stamp.read_text() == _stamp_text()
+        and (root / ".poetry" / "bin" / "python").exists()
+        and bundled_poetry(root).exists()
+    )
+
+
+def _stamp_text() -> str:
+    return f"poetry {POETRY_VERSION}, poetry-plugin-pypi-mirror {PLUGIN_VERSION}\n"
+
+
+def bootstrap(root: Path, environment: Mapping[str, str]) -> Poetry:
+    """Install the pinned Poetry into `.poetry/` unless it is there. Call under `held_lock`."""
+    poetry = Poetry(str(bundled_poetry(root)), bundled=True)
+    if bundled_is_whole(root):
+        return poetry
+    folder = root / ".poetry"
+    print(f"Installing Poetry {POETRY_VERSION} into .poetry/ (once).", file=sys.stderr)
+    for leftover in folder.iterdir():
+        if leftover.name in {"lock", "making-venv"}:
+            continue
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+    make_venv(folder)
+    python = str(folder / "bin" / "python")
+    index = ask_pip(environment, [sys.executable, python]).index_url
+    install = [
+        *(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
+        *(f"poetry=={POETRY_VERSION}", f"poetry-plugin-pypi-mirror=={PLUGIN_VERSION}"),
+    ]
+    # Handed over in the environment, where a password in the URL shows in no process list.
+    result = subprocess.run(install, env={**environment, "PIP_INDEX_URL": index}, check=False)
+    if result.returncode != 0:
+        raise SetupError(
+            f"Poetry {POETRY_VERSION} could not be installed from {redact(index)} (pip's message "
+            "is above). Check the network and the index pip is set to (`pip config list`), then "
+            "run make again; or set POETRY to a Poetry 2.2 or newer that you have."
+        )
+    # Written last: without this file the next call starts over.
+    (folder / "complete").write_text(_stamp_text())
+    return poetry
+
+
+def poetry_environment(
+    poetry: Poetry, root: Path, environment: Mapping[str, str]
+) -> dict[str, str]:
+    """The environment in which Poetry installs into the project's `.venv` and nowhere else."""
+    # An active environment of the user's would be taken for the one to install into.
+    active = {"VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "PYTHONHOME"}
+    child = {name: value for name, value in environment.items() if name not in active}
+    child["POETRY_VIRTUALENVS_CREATE"] = "true"
+    child["POETRY_VIRTUALENVS_IN_PROJECT"] = "true"
+    if poetry.bundled:
+        own_python = str(root / ".poetry" / "bin" / "python")
+        pip = ask_pip(environment, [sys.executable, own_python])
+        if not child.get(MIRROR_VARIABLE):
+            child[MIRROR_VARIABLE] = pip.index_url
+        if pip.cert:
+            child.setdefault("REQUESTS_CA_BUNDLE", pip.cert)
+            child.setdefault("SSL_CERT_FILE", pip.cert)
+    return child
+
+
+@contextmanager
+def held_lock(root: Path) -> Iterator[IO[str]]:
+    """Hold the one lock under which `.venv` and `.poetry` change; waits, and says so."""
+    folder = root / ".poetry"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "a", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Waiting for another make that is installing here.", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+
+
+def explain_failure(poetry: Poetry, status: int, environment: Mapping[str, str]) -> str:
+    """One line on what to try after Poetry itself failed."""
+    if poetry.bundled:
+        index = redact(environment[MIRROR_VARIABLE])
+        return (
+            f"Poetry ended with status {status}; it used the index {index}. Where it says that "
+            "poetry.lock is out of date: make lock."
+        )
+    return (
+        f"{poetry.command} ended with status {status}. If packages are reachable only through an "
+        f"index that pip is configured for, use the pinned Poetry: make {FORCE_BOOTSTRAP} <target>."
+    )
+
+
+def run(arguments: Sequence[str], root: Path, environment: Mapping[str, str]) -> int:
+    """Run Poetry with `arguments` in `root`; returns its exit status."""
+    check_python()
+    with held_lock(root) as lock:
+        poetry = users_poetry(environment) or bootstrap(root, environment)
+        ensure_project_venv(root)
+        child = poetry_environment(poetry, root, environment)
+        # Poetry holds the lock too, so that it stays locked if this process is killed first.
+        status = subprocess.run(
+            [poetry.command, *arguments],
+            cwd=root,
+            env=child,
+            pass_fds=[lock.fileno()],
+            check=False,
+        ).returncode
+    if status != 0:
+        print(explain_failure(poetry, status, child), file=sys.stderr)
+    return status
+
+
+def main() -> int:
+    """Exit status of Poetry, or 2 with one message where it could not be run."""
+    try:
+        return run(sys.argv[1:], ROOT, os.environ)
+    except SetupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""What every recipe needs and no reader came to learn. See ARCHITECTURE.md."""

@@ -1,0 +1,138 @@
+"""Which profile a machine runs, at which precision, and whether its environment is complete."""
+
+import os
+import platform
+import tomllib
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+PROFILE_NAMES = ("cpu", "gpu16", "gpu80")
+SMALL_CARD = 40 * 2**30  # bytes; below this a card runs `gpu16`
+
+_WHOLE_NUMBERS = {"COOKBOOK_MAX_STEPS": "max_steps", "COOKBOOK_SEED": "seed"}
+_NAMES = {"COOKBOOK_MODEL": "model", "COOKBOOK_DATASET": "dataset"}
+
+
+class CookbookError(RuntimeError):
+    """Something a person can mend; the message says what happened and with which command."""
+
+    def _render_traceback_(self) -> list[str]:
+        # Jupyter prints these lines instead of a traceback: the sentence is what a reader needs.
+        return [f"{type(self).__name__}: {self}"]
+
+
+def choose_profile(profiles: Mapping[str, Mapping[str, Any]]) -> SimpleNamespace:
+    """Pick this machine's column of a notebook's `PROFILES` table and apply the overrides.
+
+    `COOKBOOK_PROFILE` forces a profile; otherwise no CUDA means `cpu`, a card under 40 GB `gpu16`,
+    a larger one `gpu80`. `COOKBOOK_MODEL`, `COOKBOOK_DATASET`, `COOKBOOK_MAX_STEPS` and
+    `COOKBOOK_SEED` replace the settings of those names. The result also has `profile`, `own` (own
+    model or data) and `seed`. Raises `CookbookError` for values nobody could have meant.
+    """
+    name = os.environ.get("COOKBOOK_PROFILE") or _profile_of_this_machine()
+    if name not in profiles:
+        raise CookbookError(
+            f"COOKBOOK_PROFILE is {name!r}, but the profiles are {', '.join(profiles)}. "
+            "Set one of them, or unset it and let the machine pick: `unset COOKBOOK_PROFILE`."
+        )
+    if name != "cpu" and not torch.cuda.is_available() and not _allowed("COOKBOOK_ALLOW_CPU"):
+        raise CookbookError(
+            f"The profile {name} needs a CUDA GPU and torch sees none. Use `COOKBOOK_PROFILE=cpu`, "
+            "or set `COOKBOOK_ALLOW_CPU=1` to walk through it on the CPU (with a tiny model)."
+        )
+    settings: dict[str, Any] = {"seed": 0, **profiles[name], "profile": name}
+    settings["own"] = any(os.environ.get(variable) for variable in _NAMES)
+    for variable, key in _NAMES.items():
+        settings[key] = os.environ.get(variable) or settings[key]
+    for variable, key in _WHOLE_NUMBERS.items():
+        if text := os.environ.get(variable):
+            settings[key] = _whole_number(variable, text)
+    if settings["max_steps"] == 0:
+        raise CookbookError("COOKBOOK_MAX_STEPS is 0: nothing would be trained. Set 1 or more.")
+    return SimpleNamespace(**settings)
+
+
+def _profile_of_this_machine() -> str:
+    if not torch.cuda.is_available():
+        return "cpu"
+    return "gpu16" if torch.cuda.get_device_properties(0).total_memory < SMALL_CARD else "gpu80"
+
+
+def _allowed(variable: str) -> bool:
+    return os.environ.get(variable, "") not in ("", "0")
+
+
+def _whole_number(variable: str, text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise CookbookError(f"{variable} is {text!r}: a whole number is needed, such as 100.")
+    return int(text)
+
+
+def compute_dtype() -> torch.dtype:
+    """Return the fastest precision that this device computes natively and trains well in.
+
+    CUDA: bfloat16 from compute capability 8.0 (Ampere), float16 before (a T4 has no units for it).
+    CPU: bfloat16 where the processor has instructions for it (AMX or AVX512-BF16), else float32:
+    without them torch emulates bfloat16, about four times slower than float32.
+    """
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+    features = torch.cpu.get_capabilities()
+    native = features.get("amx_bf16") or features.get("avx512_bf16")
+    return torch.bfloat16 if native else torch.float32
+
+
+def device_name() -> str:
+    """Return the name of the GPU, or of the processor where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return str(torch.cpu.get_capabilities().get("cpu_name") or platform.machine())
+
+
+def required_packages(group: str | None = None, root: Path = ROOT) -> list[Requirement]:
+    """Return what `pyproject.toml` asks for: the core packages, or those of a dependency group."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    groups = project["dependency-groups"]
+    if group is not None and group not in groups:
+        raise CookbookError(f"There is no group {group!r}; pyproject.toml has {', '.join(groups)}.")
+    lines = groups[group] if group else project["project"]["dependencies"]
+    requirements = [Requirement(line) for line in lines]
+    return [one for one in requirements if one.marker is None or one.marker.evaluate()]
+
+
+def check_environment(group: str, root: Path = ROOT) -> str:
+    """Return a small table of versions and device, or stop with the command that mends the setup.
+
+    Checks that every core package and every package of the technique's `group` is installed, at a
+    version that `pyproject.toml` allows. Installs nothing.
+    """
+    core, own = required_packages(root=root), required_packages(group, root)
+    versions = {one.name: _installed_version(one.name) for one in [*core, *own]}
+    missing = [name for name, version in versions.items() if version is None]
+    wrong = [
+        f"{one.name} {versions[one.name]} (needs {one.specifier})"
+        for one in [*core, *own]
+        if versions[one.name] and not one.specifier.contains(versions[one.name] or "", True)
+    ]
+    if missing or wrong:
+        problems = [*(f"{name} is not installed" for name in missing), *wrong]
+        raise CookbookError(f"{'; '.join(problems)}. Run: make install-{group}")
+    shown = ["torch", "transformers", *(one.name for one in own)]
+    rows = {name: str(versions[name]) for name in dict.fromkeys(shown)}
+    rows |= {"device": device_name(), "precision": str(compute_dtype()).removeprefix("torch.")}
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def _installed_version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,185 @@
+"""Re-run recipes over seeds, keep what they measured, and rewrite the tables drawn from it.
+
+`python -m cookbook.record` runs every notebook with seeds 0 to 2 and rewrites the generated tables
+of the READMEs; `--tables` only rewrites the tables.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cookbook.profiles import ROOT
+from cookbook.run import recipe_of
+
+RESULTS = ROOT / "results" / "recipes"
+TABLE = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
+
+Run = dict[str, Any]
+
+
+def notebooks() -> list[Path]:
+    """Return the cookbook's notebooks, in the order of their folders."""
+    return sorted(ROOT.glob("[0-9][0-9]-*/*.ipynb"))
+
+
+def result_path(content: Run) -> Path:
+    """Return where a run's `metrics.json` is kept: recipe, profile, hardware and seed name it."""
+    hardware = content["hardware"]
+    device = re.sub(r"[^a-z0-9.]+", "-", hardware["device"].lower()).strip("-")
+    many = hardware["threads"] if content["profile"] == "cpu" else hardware["count"]
+    name = f"{content['profile']}-{many}x-{device}-seed{content['seed']}"
+    return RESULTS / str(content["recipe"]) / f"{name}.json"
+
+
+def record(notebook: Path, seed: int) -> Path:
+    """Run one notebook with one seed in a folder of its own and keep its result."""
+    with tempfile.TemporaryDirectory() as runs:
+        environment = os.environ | {"COOKBOOK_SEED": str(seed), "COOKBOOK_RUNS": runs}
+        command = [sys.executable, "-m", "cookbook.run", str(notebook)]
+        subprocess.run(command, check=True, env=environment, cwd=ROOT)
+        source = next(Path(runs, recipe_of(notebook)).glob("*/metrics.json"))
+        content = json.loads(source.read_text(encoding="utf-8"))
+        target = result_path(content)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        for picture in source.parent.glob("*.png") if seed == 0 else ():
+            shutil.copy(picture, target.parent / f"{content['profile']}-{picture.name}")
+    return target
+
+
+def recorded_runs(recipe: str | None = None) -> list[Run]:
+    """Return the recorded runs, of one recipe or of all, in a fixed order."""
+    paths = sorted((RESULTS / recipe if recipe else RESULTS).rglob("*-seed*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def learning_margin(runs: Sequence[Run], metric: str) -> float:
+    """Return by how much a run must improve `metric`: half the smallest recorded improvement.
+
+    Half, because machines round differently; the smallest of several seeds, because one seed may
+    be lucky. Raises ValueError with fewer than three recorded seeds.
+    """
+    gains = [improvement(one) for run in runs for one in run["metrics"] if one["name"] == metric]
+    if len(gains) < 3:
+        raise ValueError(f"{metric}: {len(gains)} recorded seeds, 3 are needed (`make record`).")
+    return min(gains) / 2
+
+
+def improvement(one: dict[str, Any]) -> float:
+    """Return how much better a metric got, positive when it did."""
+    gain = float(one["after"]) - float(one["before"])
+    return gain if one["higher_is_better"] else -gain
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
+
+
+def _groups(runs: Iterable[Run]) -> dict[tuple[str, str, str], list[Run]]:
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run in runs:
+        key = (run["recipe"], run["profile"], run["hardware"]["device"])
+        groups.setdefault(key, []).append(run)
+    return groups
+
+
+def overview_table(runs: Sequence[Run]) -> str:
+    """Return the README's table: one line per recipe, profile and hardware."""
+    lines = [
+        "| recipe | profile, hardware | metric (mean of seeds) | before | after | train | memory |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for (recipe, profile, device), group in _groups(runs).items():
+        for number, one in enumerate(group[0]["metrics"]):
+            before = _mean(run["metrics"][number]["before"] for run in group)
+            after = _mean(run["metrics"][number]["after"] for run in group)
+            where = f"`{profile}`, {device}, {len(group)} seeds"
+            seconds = _mean(run["train"]["seconds"] for run in group)
+            memory = max(run["train"]["peak_memory_bytes"] for run in group) / 2**30
+            arrow = "higher" if one["higher_is_better"] else "lower"
+            lines.append(
+                f"| [{recipe}]({recipe}.ipynb) | {where} | {one['name']} ({arrow} is better) "
+                f"| {before:.3f} | **{after:.3f}** | {seconds:.0f} s | {memory:.1f} GiB |"
+            )
+    return "\n".join(lines)
+
+
+def recipe_table(runs: Sequence[Run]) -> str:
+    """Return a technique README's table: every seed with its interval, and the forgetting check."""
+    lines = [
+        "| seed | metric | before [95 % CI] | after [95 % CI] | baselines | steps, tokens/s |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for run in runs:
+        train = run["train"]
+        speed = f"{train['steps']}, {train['tokens_per_second']:.0f}"
+        for one in [*run["metrics"], run["forgetting"]]:
+            cells = [
+                f"{one[end]:.3f} [{_interval(one['ci95'][end])}]" for end in ("before", "after")
+            ]
+            others = ", ".join(f"{k} {v:.3f}" for k, v in one.get("baselines", {}).items()) or "-"
+            lines.append(
+                f"| {run['seed']} | {one['name']} | {' | '.join(cells)} | {others} | {speed} |"
+            )
+    return "\n".join(lines)
+
+
+def _interval(bounds: Sequence[float]) -> str:
+    return f"{bounds[0]:.3f}, {bounds[1]:.3f}"
+
+
+def with_tables(text: str) -> str:
+    """Return a Markdown text with its generated tables filled from `results/`."""
+
+    def table(match: re.Match[str]) -> str:
+        opening, name, closing = match.groups()
+        content = overview_table(recorded_runs()) if name == "overview" else _table_of(name)
+        return f"{opening}{content}\n{closing}"
+
+    return TABLE.sub(table, text)
+
+
+def _table_of(recipe: str) -> str:
+    runs = recorded_runs(recipe)
+    if not runs:
+        raise ValueError(f"A generated table names {recipe}, which has no recorded run.")
+    return recipe_table(runs)
+
+
+def documents() -> list[Path]:
+    """Return the Markdown files that may hold generated tables."""
+    return [ROOT / "README.md", *sorted(ROOT.glob("[0-9][0-9]-*/README.md"))]
+
+
+def rewrite_tables() -> None:
+    """Rewrite the generated tables of all documents."""
+    for path in documents():
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("notebooks", nargs="*", type=Path, help="all notebooks if none is named")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--tables", action="store_true", help="only rewrite the tables")
+    options = parser.parse_args(arguments)
+    if not options.tables:
+        for notebook in options.notebooks or notebooks():
+            for seed in options.seeds:
+                print(f"recorded {record(notebook, seed).relative_to(ROOT)}", flush=True)
+    rewrite_tables()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""What a run leaves behind: `metrics.json`, plots and tables."""
+
+import html
+import json
+import os
+import platform
+import resource
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+from transformers import Trainer
+
+from cookbook.evaluation import Score
+from cookbook.profiles import ROOT, device_name
+from cookbook.training import loss_curve, moving_mean
+
+_VERSIONS = (
+    *("torch", "transformers", "datasets", "accelerate"),
+    *("peft", "trl", "bitsandbytes", "deeplake"),
+)
+
+
+def run_folder(recipe: str, config: SimpleNamespace) -> Path:
+    """Return `runs/<recipe>/<profile>`, with `-own` for the reader's own model or data.
+
+    `COOKBOOK_RUNS` replaces `runs`.
+    """
+    runs = Path(os.environ.get("COOKBOOK_RUNS") or ROOT / "runs")
+    return runs / recipe / f"{config.profile}{'-own' if config.own else ''}"
+
+
+def peak_memory_bytes() -> int:
+    """Return this process's peak memory: the GPU's where there is one, else resident memory."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, else KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def metric(
+    name: str,
+    before: Score,
+    after: Score,
+    *,
+    higher_is_better: bool,
+    split: str = "test",
+    stages: dict[str, float] | None = None,
+    baselines: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    """Return one entry of `metrics.json`: one metric on the same examples, before and after."""
+    if before.examples != after.examples:
+        raise ValueError(f"{name}: {before.examples} examples before, {after.examples} after.")
+    return {
+        "name": name,
+        "split": split,
+        "higher_is_better": higher_is_better,
+        "examples": before.examples,
+        "before": before.value,
+        "after": after.value,
+        "ci95": {"before": list(before.interval), "after": list(after.interval)},
+        "stages": stages or {},
+        "baselines": baselines or {},
+    }
+
+
+def write_metrics(
+    folder: Path,
+    recipe: str,
+    config: SimpleNamespace,
+    trainer: Trainer,
+    metrics: list[dict[str, Any]],
+    forgetting: tuple[Score, Score],
+    resumed_from_step: int = 0,
+) -> dict[str, Any]:
+    """Write `metrics.json` into the run's folder and return its content.
+
+    Tokens are real ones (the trainer's `include_num_input_tokens_seen="non_padding"`); those seen
+    before an interruption are in the trainer's state and count too, so tokens per second are taken
+    over the steps of this process alone.
+    """
+    state, run = trainer.state, trainer.state.log_history[-1]
+    seconds = float(run["train_runtime"])
+    here = int(state.num_input_tokens_seen) * (1 - resumed_from_step / state.global_step)
+    before, after = forgetting
+    content = {
+        "recipe": recipe,
+        "profile": config.profile,
+        "seed": config.seed,
+        "model": _public_name(config.model),
+        "dataset": _public_name(config.dataset),
+        "metrics": metrics,
+        "forgetting": {
+            "name": "general_text_loss",
+            "before": before.value,
+            "after": after.value,
+            "ci95": {"before": list(before.interval), "after": list(after.interval)},
+        },
+        "train": {
+            "steps": state.global_step,
+            "tokens": int(state.num_input_tokens_seen),
+            "seconds": seconds,
+            "tokens_per_second": here / seconds,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "resumed_from_step": resumed_from_step,
+            "loss_curve": loss_curve(state.log_history),
+        },
+        "hardware": {
+            "device": device_name(),
+            "count": max(torch.cuda.device_count(), 1),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {"python": platform.python_version()} | _installed(_VERSIONS),
+    }
+    _write_atomically(folder / "metrics.json", json.dumps(content, indent=2) + "\n")
+    return content
+
+
+def _public_name(source: str) -> str:
+    """Return a Hub id or embedded name as it is, and of a path only the last part."""
+    return Path(source).name if Path(source).is_absolute() or source.startswith(".") else source
+
+
+def _installed(names: Sequence[str]) -> dict[str, str]:
+    present = {one.name.lower() for one in metadata.distributions()}
+    return {name: metadata.version(name) for name in names if name in present}
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_suffix(".part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def before_after_table(content: dict[str, Any]) -> str:
+    """Return the run's metrics as a plain-text table."""
+    rows = [("metric", "before", "after", "better", "examples")]
+    for one in content["metrics"]:
+        wanted = "higher" if one["higher_is_better"] else "lower"
+        rows.append((one["name"], *_cells(one), wanted, str(one["examples"])))
+        rows += [(f"  {name}", "", f"{value:.3f}", "", "") for name, value in _others(one)]
+    forgetting = content["forgetting"]
+    rows.append((forgetting["name"], *_cells(forgetting), "no higher", ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in rows]
+    train = content["train"]
+    lines.append(
+        f"{train['steps']} steps, {train['tokens']} tokens in {train['seconds']:.0f} s "
+        f"({train['tokens_per_second']:.0f} tokens/s), "
+        f"peak memory {train['peak_memory_bytes'] / 2**30:.1f} GiB, {content['hardware']['device']}"
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cells(one: dict[str, Any]) -> list[str]:
+    bounds = [one["ci95"][end] for end in ("before", "after")]
+    values = [one["before"], one["after"]]
+    return [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, (low, high) in zip(values, bounds)]
+
+
+def _others(one: dict[str, Any]) -> list[tuple[str, float]]:
+    stages = [(f"stage {name}", value) for name, value in one["stages"].items()]
+    return stages + [(f"baseline {name}", value) for name, value in one["baselines"].items()]
+
+
+def plot_training(trainer: Trainer, folder: Path, keys: Sequence[str] = ("loss",)) -> Figure:
+    """Plot logged values and their moving mean over the steps, and save `training.png`."""
+    figure, axes = plt.subplots(1, len(keys), figsize=(5 * len(keys), 3.2), squeeze=False)
+    for axis, key in zip(axes[0], keys, strict=True):
+        curve = loss_curve(trainer.state.log_history, key)
+        steps, values = [step for step, _ in curve], [value for _, value in curve]
+        axis.plot(steps, values, color="#30638e", alpha=0.35, linewidth=1)
+        axis.plot(steps, moving_mean(values), color="#30638e", linewidth=2)
+        axis.set(xlabel="optimizer step", ylabel=key.replace("_", " "))
+        axis.grid(alpha=0.3)
+    return _saved(figure, folder / "training.png")
+
+
+def plot_before_after(content: dict[str, Any], folder: Path) -> Figure:
+    """Plot each metric before and after, with 95 % intervals, and save `before_after.png`."""
+    panels = [*content["metrics"], content["forgetting"] | {"higher_is_better": False}]
+    figure, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels), 3.4), squeeze=False)
+    for axis, one in zip(axes[0], panels, strict=True):
+        values = [one["before"], one["after"]]
+        bounds = [one["ci95"]["before"], one["ci95"]["after"]]
+        errors = [
+            [value - low for value, (low, _) in zip(values, bounds, strict=True)],
+            [high - value for value, (_, high) in zip(values, bounds, strict=True)],
+        ]
+        axis.bar(["before", "after"], values, yerr=errors, capsize=4, color=["#b0b7bf", "#30638e"])
+        direction = "higher" if one["higher_is_better"] else "lower"
+        axis.set_title(f"{one['name'].replace('_', ' ')}\n({direction} is better)", fontsize=10)
+        for name, value in one.get("baselines", {}).items():
+            axis.axhline(value, color="#d1495b", linestyle="--", linewidth=1)
+            axis.text(-0.45, value, name, color="#d1495b", fontsize=8, va="bottom", ha="left")
+    return _saved(figure, folder / "before_after.png")
+
+
+def _saved(figure: Figure, path: Path) -> Figure:
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)  # the notebook shows the returned figure; without this it would show twice
+    return figure
+
+
+class SideBySide:
+    """A table of texts in columns, as HTML in a notebook and as plain text elsewhere."""
+
+    def __init__(self, **columns: Sequence[str]) -> None:
+        self._columns = columns
+
+    def __str__(self) -> str:
+        names = list(self._columns)
+        rows = zip(*self._columns.values(), strict=True)
+        return "\n\n".join(
+            "\n".join(f"{name}: {text}" for name, text in zip(names, row, strict=True))
+            for row in rows
+        )
+
+    def _repr_html_(self) -> str:
+        style = "text-align:left;vertical-align:top;white-space:pre-wrap;width:25%"
+        head = "".join(f"<th style='{style}'>{html.escape(name)}</th>" for name in self._columns)
+        rows = [
+            "".join(f"<td style='{style}'>{html.escape(text)}</td>" for text in row)
+            for row in zip(*self._columns.values(), strict=True)
+        ]
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        return f"<table><tr>{head}</tr>{body}</table>"

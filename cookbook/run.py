@@ -1,0 +1,126 @@
+"""Execute one notebook on this machine's profile: `python -m cookbook.run 02-PEFT/<name>.ipynb`.
+
+The executed copy lands in the run's folder beside `metrics.json` and the pictures; the notebook in
+the repository stays as it is.
+"""
+
+import argparse
+import ast
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+from cookbook.profiles import ROOT, CookbookError, choose_profile
+from cookbook.report import before_after_table, run_folder
+
+
+def parameters(notebook: nbformat.NotebookNode) -> dict[str, Any]:
+    """Return the literals that the notebook's `parameters` cell assigns, such as `PROFILES`."""
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            assignments = [
+                one for one in ast.parse(cell.source).body if isinstance(one, ast.Assign)
+            ]
+            return {
+                target.id: ast.literal_eval(one.value)
+                for one in assignments
+                for target in one.targets
+                if isinstance(target, ast.Name)
+            }
+    raise CookbookError("The notebook has no cell tagged `parameters` (see CONTRIBUTING.md).")
+
+
+def recipe_of(path: Path) -> str:
+    """Return `<folder>/<notebook>`, the recipe's name in every run and result."""
+    return f"{path.resolve().parent.name}/{path.stem}"
+
+
+def execute(path: Path, timeout: int | None = None) -> Path:
+    """Execute the notebook at `path` and return the run's folder.
+
+    Settings are checked before a kernel starts. If a cell fails, what ran so far is kept as
+    `<notebook>.failed.ipynb` and earlier results stay untouched. `timeout` is in seconds per cell.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    folder = run_folder(recipe_of(path), choose_profile(parameters(notebook)["PROFILES"]))
+    started = time.monotonic()
+
+    def announce(cell: nbformat.NotebookNode, cell_index: int) -> None:
+        heading = cell.source.splitlines()[0] if cell.source else ""
+        if cell.cell_type == "markdown" and heading.startswith("#"):
+            print(f"[{time.monotonic() - started:5.0f} s] {heading.lstrip('# ')}", flush=True)
+
+    client = NotebookClient(
+        notebook,
+        timeout=timeout,
+        resources={"metadata": {"path": str(path.resolve().parent)}},
+        on_cell_start=announce,
+    )
+    outcome = f"{path.stem}.failed.ipynb"
+    try:
+        client.execute()
+        outcome = path.name
+    finally:
+        folder.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, folder / outcome)
+        print(
+            f"[{time.monotonic() - started:5.0f} s] done" if outcome == path.name else "", end="\n"
+        )
+    (folder / f"{path.stem}.failed.ipynb").unlink(missing_ok=True)
+    return folder
+
+
+def report(folder: Path, name: str) -> str:
+    """Return the before/after table of a finished run and where its files are."""
+    content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+    pictures = ", ".join(sorted(path.name for path in folder.glob("*.png")))
+    return (
+        f"\n{content['recipe']} on profile {content['profile']}: {content['model']}\n\n"
+        f"{before_after_table(content)}\n\n"
+        f"Executed notebook: {shown / name}\nPictures:          {shown}/ ({pictures})"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("--timeout", type=int, help="seconds that one cell may take")
+    options = parser.parse_args(arguments)
+    if not options.notebook.is_file():
+        print(f"{options.notebook} is no file. Notebooks: ls 0*/*.ipynb", file=sys.stderr)
+        return 2
+    try:
+        folder = execute(options.notebook, options.timeout)
+    except CookbookError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except CellExecutionError as error:
+        print(f"{error.ename}: {error.evalue}", file=sys.stderr)
+        print("What ran so far is in the run's folder as *.failed.ipynb.", file=sys.stderr)
+        return 1
+    except DeadKernelError:
+        print(
+            "The kernel died: most often the machine ran out of memory. Lower "
+            "`per_device_train_batch_size` in the notebook's PROFILES table and run it again; "
+            "training resumes from its last checkpoint.",
+            file=sys.stderr,
+        )
+        return 1
+    except CellTimeoutError as error:
+        print(f"A cell took longer than {options.timeout} seconds: {error}", file=sys.stderr)
+        return 1
+    print(report(folder, options.notebook.name))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""Resuming, trainable weights in float32, and a loss that skips what carries no label."""
+
+import json
+import re
+import shutil
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch.nn import functional
+from transformers import PreTrainedModel, Trainer
+
+from cookbook.data import IGNORED
+from cookbook.profiles import CookbookError
+
+_NOT_IDENTITY = ("profile", "own")  # settings that do not change what is trained
+
+
+def prepare_run(folder: Path, config: SimpleNamespace) -> Path:
+    """Return `folder` ready for this run, and its `checkpoints` folder made.
+
+    A run that was interrupted under the same settings is kept, to be resumed. A finished run, or
+    one under other settings, is never overwritten: it moves aside to `<folder>.1`, `.2`, ...
+    """
+    settings = {key: value for key, value in vars(config).items() if key not in _NOT_IDENTITY}
+    identity = json.loads(json.dumps(settings, default=str))
+    record = folder / "run.json"
+    if record.is_file():
+        finished = (folder / "metrics.json").is_file()
+        if finished or json.loads(record.read_text(encoding="utf-8")) != identity:
+            why = "finished" if finished else "began with other settings"
+            print(f"An earlier run that {why} was kept as {_move_aside(folder).name}.")
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def _move_aside(folder: Path) -> Path:
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    aside.mkdir()
+    for item in folder.iterdir():
+        shutil.move(item, aside / item.name)
+    return aside
+
+
+def newest_whole_checkpoint(folder: Path) -> str | None:
+    """Return the newest checkpoint below `folder` that was written to its end, or None.
+
+    A machine can stop in the middle of saving. Such a torn checkpoint is named and left out, and
+    the one before it is taken.
+    """
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"\d+", path.name[11:])]
+    for path in sorted(found, key=lambda one: int(one.name[11:]), reverse=True):
+        problem = _what_is_torn(path)
+        if problem is None:
+            return str(path)
+        print(f"{path.name} is not whole ({problem}); trying the one before it.")
+    return None
+
+
+def _what_is_torn(checkpoint: Path) -> str | None:
+    """Return what is missing or unreadable in a Trainer checkpoint, or None if it is whole."""
+    weights = list(checkpoint.glob("*.safetensors"))
+    if not weights:
+        return "no weights"
+    for path in weights:
+        try:
+            with safe_open(path, framework="pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            return f"{path.name}: {error}"
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        if not zipfile.is_zipfile(checkpoint / name):
+            return f"{name} is missing or cut off"
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"trainer_state.json: {error}"
+    return None
+
+
+def train_in_float32(model: torch.nn.Module) -> int:
+    """Cast the trainable weights to float32 in place and return how many there are.
+
+    bfloat16 has 8 significant bits: an update below 1/256 of a weight rounds away. Only what is
+    trained needs the precision; the frozen base keeps its own.
+    """
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    if not trainable:
+        raise CookbookError("No weight is trainable: the adapter's target modules match nothing.")
+    for weight in trainable:
+        weight.data = weight.data.float()
+    return sum(weight.numel() for weight in trainable)
+
+
+def check_gradients(model: torch.nn.Module, loss: torch.Tensor) -> int:
+    """Backpropagate `loss` and return how many trainable tensors received a gradient; all must.
+
+    Activation (gradient) checkpointing over a frozen base can cut the graph; training then changes
+    nothing.
+    """
+    loss.backward()
+    trainable = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
+    without = [name for name, one in trainable if one.grad is None]
+    model.zero_grad()
+    if without:
+        raise CookbookError(
+            f"{len(without)} of {len(trainable)} trainable tensors get no gradient, {without[0]} "
+            "first. With activation checkpointing use `use_reentrant: False`."
+        )
+    return len(trainable)
+
+
+def supervised_logits(
+    model: PreTrainedModel, inputs: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run a causal model with its output layer at supervised positions only.
+
+    `inputs` has `input_ids`, `attention_mask` and `labels`, each (batch, length). Returns the
+    logits (positions, vocabulary) and their targets (positions,). The output layer multiplies
+    every position with the whole vocabulary; where no label is, that work has no use.
+    """
+    targets = functional.pad(inputs["labels"], (0, 1), value=IGNORED)[:, 1:]
+    wanted = targets != IGNORED
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, hidden: (hidden[0][wanted],))
+    try:
+        rest = {key: value for key, value in inputs.items() if key != "labels"}
+        logits = model(**rest, use_cache=False).logits
+    finally:
+        hook.remove()
+    return logits, targets[wanted]
+
+
+def use_supervised_positions_loss(trainer: Trainer) -> None:
+    """Give `trainer` the same cross entropy, computed at supervised positions only.
+
+    The loss and its gradients are unchanged. Meant for the CPU, where log-probabilities of 49,000
+    words at every prompt position are the largest single cost; on a GPU TRL's own loss is as fast.
+    """
+
+    def compute_loss(
+        model: PreTrainedModel,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        if return_outputs:
+            raise NotImplementedError("Set `prediction_loss_only=True`: there are no full logits.")
+        logits, targets = supervised_logits(model, inputs)
+        total = functional.cross_entropy(logits.float(), targets, reduction="sum")
+        count = targets.numel() if num_items_in_batch is None else num_items_in_batch
+        return total / count
+
+    trainer.compute_loss = compute_loss  # type: ignore[method-assign, assignment]
+
+
+def check_finished(trainer: Trainer) -> None:
+    """Stop a notebook whose training ended before its last step, instead of scoring it as done."""
+    state = trainer.state
+    if state.global_step < state.max_steps:
+        raise CookbookError(
+            f"Training stopped at step {state.global_step} of {state.max_steps}. "
+            "Run the training cell again: it resumes from the newest whole checkpoint."
+        )
+
+
+def loss_curve(history: Iterable[dict[str, Any]], key: str = "loss") -> list[tuple[int, float]]:
+    """Return (step, value) pairs of `key` from a trainer's `state.log_history`."""
+    return [(int(entry["step"]), float(entry[key])) for entry in history if key in entry]
+
+
+def moving_mean(values: Sequence[float], window: int = 8) -> list[float]:
+    """Return the mean of each value and up to `window` - 1 before it."""
+    starts = [max(0, end - window) for end in range(1, len(values) + 1)]
+    return [sum(values[a:b]) / (b - a) for a, b in zip(starts, range(1, len(values) + 1))]

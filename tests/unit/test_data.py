@@ -1,0 +1,169 @@
+"""Own data is used, dropped with a count, or refused with a sentence; labels are checked."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from cookbook import data
+from cookbook.data import DataError
+from cookbook.profiles import CookbookError
+from tests.unit import tiny
+
+pytestmark = pytest.mark.unit
+
+PAIRS = [{"prompt": f"question number {n}", "completion": f"answer {n * n}"} for n in range(40)]
+
+
+def _jsonl(path: Path, rows: Sequence[dict[str, str]]) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_own_files_of_every_format_get_a_test_split(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"mine.{suffix}"
+    rows = Dataset.from_list(PAIRS)
+    write = {"jsonl": rows.to_json, "csv": rows.to_csv, "parquet": rows.to_parquet}[suffix]
+    write(str(path))
+    splits = data.load_splits(str(path))
+    assert len(splits["train"]) == 36 and len(splits["test"]) == 4
+    assert not set(splits["train"]["prompt"]) & set(splits["test"]["prompt"])
+
+
+def test_copies_of_training_rows_leave_the_cut_test_split(tmp_path: Path) -> None:
+    text = "a sentence of more than five words that stands in the file more than once"
+    rows = [{"prompt": text, "completion": "the same"}] * 60
+    path = _jsonl(tmp_path / "copies.jsonl", [*rows, *PAIRS])
+    assert text not in data.load_splits(str(path))["test"]["prompt"]
+    with pytest.raises(DataError, match="copies a training row"):
+        data.load_splits(str(_jsonl(tmp_path / "only.jsonl", list(rows))))
+
+
+def test_a_shared_template_does_not_make_rows_copies(tmp_path: Path) -> None:
+    template = "Below is an instruction that describes a task. Write a fitting response. {} Answer:"
+    rows = [{"prompt": template.format(row["prompt"]), "completion": "yes"} for row in PAIRS]
+    assert len(data.load_splits(str(_jsonl(tmp_path / "mine.jsonl", rows)))["test"]) == 4
+
+
+def test_a_folder_with_its_own_test_split_keeps_it(tmp_path: Path) -> None:
+    _jsonl(tmp_path / "train.jsonl", list(PAIRS[:30]))
+    _jsonl(tmp_path / "test.jsonl", list(PAIRS[30:]))
+    assert len(data.load_splits(str(tmp_path))["test"]) == 10
+
+
+def test_bad_sources_are_refused_with_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        data.load_splits(str(tmp_path / "absent.jsonl"))
+    (tmp_path / "notes.txt").write_text("text", encoding="utf-8")
+    with pytest.raises(DataError, match="Convert it to JSONL"):
+        data.load_splits(str(tmp_path / "notes.txt"))
+    with pytest.raises(DataError, match="holds no"):
+        data.load_splits(str(tmp_path))
+    (tmp_path / "torn.jsonl").write_text('{"prompt": "a"', encoding="utf-8")
+    with pytest.raises(DataError, match="cannot be read"):
+        data.load_splits(str(tmp_path / "torn.jsonl"))
+
+
+def test_missing_columns_are_named() -> None:
+    with pytest.raises(DataError, match="columns answer, question; needed are"):
+        data.as_conversations(Dataset.from_list([{"question": "a", "answer": "b"}]))
+
+
+def test_empty_rows_are_dropped_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": " ", "completion": "b"}, {"prompt": "a", "completion": None}, PAIRS[0]]
+    assert len(data.as_conversations(Dataset.from_list(rows), "data")) == 1
+    shown = capsys.readouterr().out
+    assert "Dropped 1 rows of the data: empty" in shown and "is not text" in shown
+
+
+def test_only_empty_rows_are_refused() -> None:
+    with pytest.raises(DataError, match="no usable row"):
+        data.as_conversations(Dataset.from_list([{"prompt": "", "completion": ""}]))
+
+
+def test_messages_are_cut_at_the_last_assistant_turn() -> None:
+    turns = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": " hi "},
+        {"role": "user", "content": "a question without an answer"},
+    ]
+    row = data.as_conversations(Dataset.from_list([{"messages": turns}]))[0]
+    assert row["completion"] == [{"role": "assistant", "content": "hi"}]
+    assert [turn["content"] for turn in row["prompt"]] == ["hello"]
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [{"role": "assistant", "content": "alone"}],
+        [{"role": "user", "content": "alone"}],
+        [{"role": "robot", "content": "a"}, {"role": "assistant", "content": "b"}],
+        [{"role": "user", "content": ""}, {"role": "assistant", "content": "b"}],
+    ],
+)
+def test_unusable_conversations_are_refused(turns: list[dict[str, str]]) -> None:
+    with pytest.raises(DataError, match="no usable row"):
+        data.as_conversations(Dataset.from_list([{"messages": turns}]))
+
+
+def test_rows_over_the_limit_are_dropped_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = Dataset.from_dict({"input_ids": [[1] * 5, [1] * 50]})
+    assert data.drop_too_long(rows, 10)["input_ids"] == [[1] * 5]
+    assert "Dropped 1 rows of the data over 10 tokens" in capsys.readouterr().out
+    with pytest.raises(DataError, match="max_length=4.*Raise `max_length`"):
+        data.drop_too_long(rows, 4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "complaint"),
+    [
+        ([-100, -100, -100, -100], "fully masked"),
+        ([3, 6, 7, 1], "supervises its prompt"),
+        ([-100, -100, 7, -100], "end-of-turn token <end>"),
+    ],
+)
+def test_wrong_labels_are_refused(labels: list[int], complaint: str) -> None:
+    rows = Dataset.from_dict({"input_ids": [[3, 6, 7, 1]], "labels": [labels]})
+    with pytest.raises(DataError, match=complaint):
+        data.check_supervision(rows, tiny.tokenizer(), end_of_turn=1)
+
+
+def test_two_bos_tokens_are_refused() -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.bos_token = "w0"
+    ids = [6, 6, 7, 1]
+    rows = Dataset.from_dict({"input_ids": [ids], "labels": [[-100, -100, 7, 1]]})
+    with pytest.raises(DataError, match="two BOS"):
+        data.check_supervision(rows, tokenizer, end_of_turn=1)
+
+
+def test_the_view_marks_the_supervised_part_and_escapes_html() -> None:
+    rows = Dataset.from_dict({"input_ids": [[3, 6, 4, 7, 1]], "labels": [[-100] * 3 + [7, 1]]})
+    view = data.SupervisedView(tiny.tokenizer(), rows)
+    assert str(view) == "user w0 assistant⟦w1 <end>⟧"
+    assert "<mark>w1 &lt;end&gt;</mark>" in view._repr_html_()
+
+
+def test_model_folders_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(CookbookError, match="does not exist"):
+        data.resolve_model(str(tmp_path / "absent"))
+    with pytest.raises(CookbookError, match="no config.json"):
+        data.resolve_model(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(CookbookError, match="pickled weights are not loaded"):
+        data.resolve_model(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert data.resolve_model(str(tmp_path)) == str(tmp_path)
+    assert data.resolve_model("tiiuae/falcon-7b") == "tiiuae/falcon-7b"
+
+
+def test_the_embedded_default_must_be_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COOKBOOK_OFFLINE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="make offline"):
+        data.resolve_model("offline:SmolLM2-135M-Instruct")

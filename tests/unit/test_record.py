@@ -1,0 +1,87 @@
+"""Recorded runs, the tables drawn from them, and the margin that a learning test asks for."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cookbook import record
+
+pytestmark = pytest.mark.unit
+
+RUN: dict[str, Any] = {
+    "recipe": "02-PEFT/X",
+    "profile": "cpu",
+    "seed": 0,
+    "metrics": [
+        {
+            "name": "loss",
+            "higher_is_better": False,
+            "before": 3.0,
+            "after": 2.0,
+            "ci95": {"before": [2.9, 3.1], "after": [1.9, 2.1]},
+            "baselines": {"three_shot": 2.5},
+        }
+    ],
+    "forgetting": {
+        "name": "general",
+        "before": 3.0,
+        "after": 3.1,
+        "ci95": {"before": [2.9, 3.1], "after": [3.0, 3.2]},
+    },
+    "train": {"steps": 9, "tokens_per_second": 50.0, "seconds": 60.0, "peak_memory_bytes": 2**31},
+    "hardware": {"device": "Some CPU @ 2.80GHz", "count": 1, "threads": 2},
+}
+
+
+def _seeds(*afters: float) -> list[dict[str, Any]]:
+    runs = []
+    for seed, after in enumerate(afters):
+        run = copy.deepcopy(RUN) | {"seed": seed}
+        run["metrics"][0]["after"] = after
+        runs.append(run)
+    return runs
+
+
+def test_results_are_named_by_recipe_profile_hardware_and_seed() -> None:
+    path = record.result_path(RUN)
+    assert path.relative_to(record.RESULTS) == Path("02-PEFT/X/cpu-2x-some-cpu-2.80ghz-seed0.json")
+
+
+def test_the_margin_is_half_the_smallest_improvement() -> None:
+    assert record.learning_margin(_seeds(2.0, 2.2, 1.5), "loss") == pytest.approx(0.4)
+
+
+def test_two_seeds_are_no_margin() -> None:
+    with pytest.raises(ValueError, match="2 recorded seeds, 3 are needed"):
+        record.learning_margin(_seeds(2.0, 2.2), "loss")
+
+
+def test_tables_are_drawn_from_recorded_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    for run in _seeds(2.0, 2.2, 1.5):
+        path = record.result_path(run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(run), encoding="utf-8")
+    text = "a\n<!-- generated: overview -->\nold\n<!-- end generated -->\nb\n"
+    overview = record.with_tables(text)
+    assert "| 3.000 | **1.900** | 60 s | 2.0 GiB |" in overview and "old" not in overview
+    assert overview.startswith("a\n") and overview.endswith("b\n")
+    assert record.with_tables(overview) == overview
+    detail = record.with_tables(text.replace("overview", "02-PEFT/X"))
+    assert "| 1 | loss | 3.000 [2.900, 3.100] | 2.200 [1.900, 2.100] | three_shot 2.500 |" in detail
+
+
+def test_a_table_without_runs_is_refused() -> None:
+    with pytest.raises(ValueError, match="no recorded run"):
+        record.with_tables("<!-- generated: 02-PEFT/None -->\n<!-- end generated -->")
+
+
+@pytest.mark.parametrize("path", record.documents(), ids=lambda path: path.parent.name)
+def test_the_committed_tables_are_current(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert record.with_tables(text) == text, "run: .venv/bin/python -m cookbook.record --tables"

@@ -1,0 +1,82 @@
+"""`metrics.json`, its table and its pictures."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cookbook import report
+from cookbook.evaluation import score
+
+pytestmark = pytest.mark.unit
+
+BEFORE, AFTER = score([3.0, 3.2]), score([2.0, 2.2])
+
+
+def _trainer(step: int = 4) -> Any:
+    history = [{"step": n, "loss": 4.0 - n} for n in range(1, step + 1)]
+    history.append({"step": step, "train_runtime": 10.0})
+    state = SimpleNamespace(
+        global_step=step, max_steps=step, num_input_tokens_seen=800, log_history=history
+    )
+    return SimpleNamespace(state=state)
+
+
+def _write(folder: Path, model: str = "offline:m", resumed: int = 0) -> dict[str, Any]:
+    config = SimpleNamespace(profile="cpu", seed=1, own=False, model=model, dataset="offline:d")
+    entry = report.metric(
+        "loss", BEFORE, AFTER, higher_is_better=False, baselines={"three_shot": 2.5}
+    )
+    return report.write_metrics(
+        folder, "02-PEFT/X", config, _trainer(), [entry], (BEFORE, AFTER), resumed
+    )
+
+
+def test_metrics_json_has_the_agreed_fields(tmp_path: Path) -> None:
+    content = _write(tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["seed"] == 1
+    assert {"recipe", "profile", "seed", "model", "dataset", "metrics", "forgetting"} < set(content)
+    assert content["metrics"][0]["before"] == pytest.approx(3.1)
+    assert content["train"]["tokens_per_second"] == pytest.approx(80)
+    assert content["train"]["peak_memory_bytes"] > 2**20
+    assert content["versions"]["torch"]
+
+
+def test_tokens_before_an_interruption_are_not_counted_as_speed(tmp_path: Path) -> None:
+    assert _write(tmp_path, resumed=2)["train"]["tokens_per_second"] == pytest.approx(40)
+
+
+def test_no_path_of_the_machine_is_recorded(tmp_path: Path) -> None:
+    assert _write(tmp_path, model=str(tmp_path / "my-model"))["model"] == "my-model"
+
+
+def test_different_examples_before_and_after_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 examples before, 1 after"):
+        report.metric("loss", BEFORE, score([1.0]), higher_is_better=False)
+
+
+def test_the_table_shows_before_after_and_baseline(tmp_path: Path) -> None:
+    table = report.before_after_table(_write(tmp_path))
+    for text in ("3.100 [", "2.100 [", "baseline three_shot", "2.500", "4 steps, 800 tokens"):
+        assert text in table
+
+
+def test_pictures_are_written(tmp_path: Path) -> None:
+    report.plot_training(_trainer(), tmp_path)
+    report.plot_before_after(_write(tmp_path), tmp_path)
+    for name in ("training.png", "before_after.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_side_by_side_escapes_html() -> None:
+    table = report.SideBySide(before=["<b>"], after=["x"])
+    assert "&lt;b&gt;" in table._repr_html_()
+    assert "after: x" in str(table)
+
+
+def test_runs_can_go_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COOKBOOK_RUNS", str(tmp_path))
+    own = SimpleNamespace(profile="gpu16", own=True)
+    assert report.run_folder("02-PEFT/X", own) == tmp_path / "02-PEFT/X/gpu16-own"

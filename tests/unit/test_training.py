@@ -1,0 +1,160 @@
+"""Runs are resumed or kept, torn checkpoints are left out, and the faster loss is the same loss."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import Dataset
+from torch.nn import functional
+from transformers import DataCollatorForTokenClassification, Trainer, TrainingArguments
+
+from cookbook import training
+from cookbook.profiles import CookbookError
+from tests.unit import tiny
+
+pytestmark = pytest.mark.unit
+
+CONFIG = SimpleNamespace(profile="cpu", own=False, seed=0, learning_rate=1e-3)
+
+
+def test_an_interrupted_run_is_resumed(tmp_path: Path) -> None:
+    run = training.prepare_run(tmp_path / "cpu", CONFIG)
+    (run / "checkpoints" / "checkpoint-5").mkdir()
+    training.prepare_run(tmp_path / "cpu", CONFIG)
+    assert (run / "checkpoints" / "checkpoint-5").is_dir()
+
+
+def test_a_finished_run_is_kept_beside_the_new_one(tmp_path: Path) -> None:
+    run = training.prepare_run(tmp_path / "cpu", CONFIG)
+    for number in (1, 2):
+        (run / "metrics.json").write_text(f"{number}", encoding="utf-8")
+        training.prepare_run(tmp_path / "cpu", CONFIG)
+        assert not (run / "metrics.json").exists()
+        kept = tmp_path / f"cpu.{number}" / "metrics.json"
+        assert kept.read_text(encoding="utf-8") == f"{number}"
+
+
+def test_other_settings_never_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = training.prepare_run(tmp_path / "cpu", CONFIG)
+    (run / "checkpoints" / "checkpoint-5").mkdir()
+    training.prepare_run(tmp_path / "cpu", SimpleNamespace(**{**vars(CONFIG), "seed": 1}))
+    assert not (run / "checkpoints" / "checkpoint-5").exists()
+    assert (tmp_path / "cpu.1" / "checkpoints" / "checkpoint-5").is_dir()
+    assert "other settings was kept as cpu.1" in capsys.readouterr().out
+
+
+def _trainer(folder: Path, max_steps: int = 3) -> Trainer:
+    rows = [[3, *range(6 + n, 12 + n), 4, *range(20, 24 + n % 3), 1] for n in range(8)]
+    labels = [[-100] * 8 + row[8:] for row in rows]
+    return Trainer(
+        model=tiny.model(),
+        args=TrainingArguments(
+            output_dir=str(folder),
+            max_steps=max_steps,
+            save_steps=1,
+            logging_steps=1,
+            per_device_train_batch_size=4,
+            learning_rate=1e-2,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+        ),
+        train_dataset=Dataset.from_dict({"input_ids": rows, "labels": labels}),
+        data_collator=DataCollatorForTokenClassification(tiny.tokenizer()),
+    )
+
+
+def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
+    assert training.newest_whole_checkpoint(tmp_path / "none yet") is None
+    _trainer(tmp_path).train()
+    assert Path(str(training.newest_whole_checkpoint(tmp_path))).name == "checkpoint-3"
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
+)
+def test_a_torn_checkpoint_is_left_out(
+    tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _trainer(tmp_path).train()
+    torn = tmp_path / "checkpoint-3" / file
+    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
+    assert Path(str(training.newest_whole_checkpoint(tmp_path))).name == "checkpoint-2"
+    assert "checkpoint-3 is not whole" in capsys.readouterr().out
+
+
+def test_a_missing_trainer_state_is_noticed(tmp_path: Path) -> None:
+    _trainer(tmp_path).train()
+    (tmp_path / "checkpoint-3" / "trainer_state.json").unlink()
+    assert Path(str(training.newest_whole_checkpoint(tmp_path))).name == "checkpoint-2"
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    whole = _trainer(tmp_path / "whole", max_steps=4)
+    whole.train()
+    _trainer(tmp_path / "cut", max_steps=4).train()
+    for step in (3, 4):  # as if the machine had stopped after step 2
+        (tmp_path / "cut" / f"checkpoint-{step}" / "optimizer.pt").unlink()
+    resumed = _trainer(tmp_path / "cut", max_steps=4)
+    resumed.train(resume_from_checkpoint=training.newest_whole_checkpoint(tmp_path / "cut"))
+    pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_the_supervised_loss_equals_the_models_own(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path)
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+    model = tiny.model()
+    own = model(**batch).loss
+    logits, targets = training.supervised_logits(model, dict(batch))
+    assert logits.shape == (int((batch["labels"][:, 1:] != -100).sum()), 46)
+    assert torch.allclose(functional.cross_entropy(logits, targets), own, atol=1e-6)
+
+
+def test_the_supervised_loss_trains_to_the_same_weights(tmp_path: Path) -> None:
+    plain, faster = _trainer(tmp_path / "plain"), _trainer(tmp_path / "faster")
+    training.use_supervised_positions_loss(faster)
+    plain.train()
+    faster.train()
+    curves = [[entry["loss"] for entry in t.state.log_history[:-1]] for t in (plain, faster)]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+    for one, other in zip(plain.model.parameters(), faster.model.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_trainable_weights_become_float32() -> None:
+    model = tiny.model().to(torch.bfloat16)
+    head = model.get_input_embeddings().weight
+    for weight in model.parameters():
+        weight.requires_grad = weight is head
+    assert training.train_in_float32(model) == head.numel()
+    assert {one.dtype for one in model.parameters() if one.requires_grad} == {torch.float32}
+    assert model.model.norm.weight.dtype == torch.bfloat16
+    head.requires_grad = False
+    with pytest.raises(CookbookError, match="No weight is trainable"):
+        training.train_in_float32(model)
+
+
+def test_a_weight_without_gradient_is_noticed() -> None:
+    model = tiny.model()
+    ids = torch.tensor([[3, 6, 7, 1]])
+    assert training.check_gradients(model, model(input_ids=ids, labels=ids).loss) > 0
+    model.register_parameter("unused", torch.nn.Parameter(torch.ones(1)))
+    with pytest.raises(CookbookError, match="unused first"):
+        training.check_gradients(model, model(input_ids=ids, labels=ids).loss)
+
+
+def test_training_that_ended_early_is_not_scored(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path)
+    trainer.train()
+    training.check_finished(trainer)
+    trainer.state.global_step = 2
+    with pytest.raises(CookbookError, match="step 2 of 3.*resumes"):
+        training.check_finished(trainer)
+
+
+def test_the_run_record_is_json(tmp_path: Path) -> None:
+    run = training.prepare_run(tmp_path / "cpu", CONFIG)
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["learning_rate"] == 1e-3

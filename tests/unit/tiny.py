@@ -1,0 +1,41 @@
+"""A tiny random Llama with a word tokenizer: the real classes at no cost."""
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+WORDS = [f"w{number}" for number in range(40)]
+TEMPLATE = (
+    "{% for turn in messages %}{{ turn.role }} {{ turn.content }} <end> {% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of whole words with a chat template that ends each turn with `<end>`."""
+    names = ["<pad>", "<end>", "<unk>", "user", "assistant", "system", *WORDS]
+    vocabulary = {word: number for number, word in enumerate(names)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
+    )
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def model(seed: int = 0) -> LlamaForCausalLM:
+    """Return a two-layer Llama in float32 with random weights."""
+    set_seed(seed)
+    config = LlamaConfig(
+        vocab_size=46,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    return LlamaForCausalLM(config)

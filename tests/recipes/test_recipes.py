@@ -1,0 +1,67 @@
+"""Every notebook executed end to end on the cpu profile, and what it learned.
+
+Margin: half of the smallest improvement among the seeds recorded under `results/recipes`. The runs
+land in `runs/`, where the executed notebooks can be read.
+"""
+
+import json
+import warnings
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbmake.nb_run import NotebookRun
+
+from cookbook import record, run
+from cookbook.profiles import ROOT, choose_profile
+from cookbook.report import run_folder
+
+pytestmark = pytest.mark.recipes
+
+TIMEOUT = 1200  # seconds per cell; a whole cpu recipe takes a few minutes
+FORGETTING = 0.5  # nats that general text may become less likely, see each README
+# peft 0.21 asks transformers for an attribute that transformers has renamed.
+OF_LIBRARIES = ("`is_gradient_checkpointing` is deprecated",)
+NOTEBOOKS = record.notebooks()
+
+
+def _warnings_of(notebook: nbformat.NotebookNode) -> list[str]:
+    """Return deprecation warnings, but for those between the libraries themselves."""
+    streams = [
+        output.text
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "stream" and output.name == "stderr"
+    ]
+    lines = "\n".join(streams).splitlines()
+    found = [line for line in lines if "DeprecationWarning" in line or "FutureWarning" in line]
+    return [line for line in found if not any(text in line for text in OF_LIBRARIES)]
+
+
+@pytest.mark.parametrize(
+    "path", NOTEBOOKS, ids=[str(one.relative_to(ROOT).with_suffix("")) for one in NOTEBOOKS]
+)
+def test_the_notebook_runs_and_learns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MODEL", "DATASET", "MAX_STEPS", "SEED"):
+        monkeypatch.delenv(f"COOKBOOK_{name}", raising=False)
+    monkeypatch.setenv("COOKBOOK_PROFILE", "cpu")
+    table = run.parameters(nbformat.read(path, as_version=4))["PROFILES"]
+    folder = run_folder(run.recipe_of(path), choose_profile(table))
+
+    result = NotebookRun(path, TIMEOUT).execute()
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(result.nb, folder / path.name)
+    assert result.error is None, f"{result.error.summary}\n{result.error.trace}"
+    assert not _warnings_of(result.nb)
+
+    content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    recorded = [one for one in record.recorded_runs(content["recipe"]) if one["profile"] == "cpu"]
+    for one in content["metrics"]:
+        margin = record.learning_margin(recorded, one["name"])
+        assert margin > 0, f"{one['name']}: a recorded seed got worse"
+        assert record.improvement(one) >= margin, f"{one['name']}: less than {margin:.3f} better"
+    forgotten = content["forgetting"]["after"] - content["forgetting"]["before"]
+    if forgotten > 0.1:
+        warnings.warn(f"general text became {forgotten:.2f} nats less likely", stacklevel=1)
+    assert forgotten < FORGETTING
+    assert content["train"]["peak_memory_bytes"] < 8 * 2**30

@@ -1,0 +1,291 @@
+"""The notebook contract, one function per rule: notebook in, list of complaints out."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+
+from nbformat import NotebookNode
+from packaging.utils import canonicalize_name
+
+SECTIONS = [
+    "Setup and Dependencies",
+    "Imports",
+    "Data Loading",
+    "Model Configuration",
+    "Training",
+    "Evaluation",
+    "Inference Examples",
+    "Next Steps",
+]
+PROFILES = ["cpu", "gpu16", "gpu80"]
+SHORTEST_COPY = 4  # lines; shorter pieces are alike by chance
+
+# Import name -> distribution, for packages that are not installed where the rules run.
+KNOWN_DISTRIBUTIONS = {
+    "bitsandbytes": "bitsandbytes",
+    "deeplake": "deeplake",
+    "peft": "peft",
+    "rouge_score": "rouge-score",
+    "trl": "trl",
+}
+
+
+def code_cells(notebook: NotebookNode) -> list[str]:
+    """Sources of the code cells."""
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def headings(markdown: str) -> Iterator[tuple[int, str]]:
+    """(level, text) of each heading outside code fences."""
+    fenced = False
+    for line in markdown.splitlines():
+        if line.lstrip().startswith(("```", "~~~")):
+            fenced = not fenced
+        match = re.match(r"(#{1,6})\s+(.*?)\s*#*$", line)
+        if match and not fenced:
+            yield len(match.group(1)), match.group(2)
+
+
+def _parsed(notebook: NotebookNode) -> Iterator[ast.Module]:
+    for source in code_cells(notebook):
+        try:
+            yield ast.parse(source)
+        except SyntaxError:
+            continue  # reported by plain_python
+
+
+def _nodes(notebook: NotebookNode) -> Iterator[ast.AST]:
+    for module in _parsed(notebook):
+        yield from ast.walk(module)
+
+
+def plain_python(notebook: NotebookNode) -> list[str]:
+    """Cells are Python: no shell, no magics, so that `make script` gives a script that runs."""
+    complaints = []
+    for source in code_cells(notebook):
+        try:
+            ast.parse(source)
+        except SyntaxError as error:
+            line = source.splitlines()[(error.lineno or 1) - 1] if source else ""
+            complaints.append(f"no plain Python (shell command, magic or mistake): {line.strip()}")
+    return complaints
+
+
+def sections(notebook: NotebookNode) -> list[str]:
+    """A title in the first cell, then the eight sections at level 2, in order."""
+    markdown = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    found = [heading for cell in markdown for heading in headings(cell.source)]
+    complaints = []
+    if not notebook.cells or not re.match(r"# \S", notebook.cells[0].source):
+        complaints.append("the first cell does not begin with the title (# ...)")
+    if [level for level, _ in found].count(1) != 1:
+        complaints.append("there must be exactly one title (#)")
+    second = [text for level, text in found if level == 2]
+    if second != SECTIONS:
+        complaints.append(f"the sections (##) are {second}, not {SECTIONS}")
+    return complaints
+
+
+def first_cell(notebook: NotebookNode) -> list[str]:
+    """What one will learn, licences, and a line with time and memory for each profile.
+
+    "not measured" stands for a figure that nobody has measured yet.
+    """
+    if not notebook.cells or notebook.cells[0].cell_type != "markdown":
+        return ["the first cell is no text"]
+    text = notebook.cells[0].source
+    complaints = []
+    if not re.search(r"\byou(?:'ll| will) learn\b", text, re.IGNORECASE):
+        complaints.append('the first cell does not say what "you will learn"')
+    if not re.search(r"\blicen[cs]e|\bApache-2\.0|\bMIT\b|\bCC-", text, re.IGNORECASE):
+        complaints.append("the first cell names no licence")
+    for profile in PROFILES:
+        lines = [line for line in text.splitlines() if re.search(rf"\b{profile}\b", line)]
+        timed = any(
+            re.search(r"\d\s*(?:s|min|minutes?|h|hours?)\b|not measured", line) for line in lines
+        )
+        sized = any(re.search(r"\d\s*(?:MB|MiB|GB|GiB)\b|not measured", line) for line in lines)
+        if not (timed and sized):
+            complaints.append(f"the first cell has no time and memory for profile {profile}")
+    return complaints
+
+
+def parameters(notebook: NotebookNode) -> list[str]:
+    """Exactly one cell tagged `parameters`; it defines PROFILES as a dict of the profiles."""
+    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1 or tagged[0].cell_type != "code":
+        return [f"there are {len(tagged)} cells tagged parameters; one code cell is wanted"]
+    try:
+        body = ast.parse(tagged[0].source).body
+    except SyntaxError:
+        return ["the cell tagged parameters is no Python"]
+    for node in body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else None
+        if isinstance(node, ast.AnnAssign):
+            target = node.target
+        if isinstance(target, ast.Name) and target.id == "PROFILES":
+            assert isinstance(node, ast.Assign | ast.AnnAssign)
+            return _profile_complaints(node.value)
+    return ["the cell tagged parameters defines no PROFILES"]
+
+
+def _profile_complaints(value: ast.expr | None) -> list[str]:
+    if not isinstance(value, ast.Dict):
+        return ["PROFILES is no dict literal"]
+    keys = [key.value if isinstance(key, ast.Constant) else None for key in value.keys]
+    return [] if keys == PROFILES else [f"PROFILES has the keys {keys}, not {PROFILES}"]
+
+
+def stripped(notebook: NotebookNode) -> list[str]:
+    """Committed without outputs and execution counts."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    complaints = []
+    if any(cell.outputs for cell in cells):
+        complaints.append("there are outputs; make format strips them")
+    if any(cell.execution_count is not None for cell in cells):
+        complaints.append("there are execution counts; make format strips them")
+    return complaints
+
+
+def installs_nothing(notebook: NotebookNode) -> list[str]:
+    """No package manager is called, in whatever way."""
+    pattern = re.compile(
+        r"^\s*[!%]|\b(?:pip3?|uv|conda|mamba|apt|apt-get|poetry)\b['\", ]+install\b"
+        r"|os\.system|ensurepip",
+        re.MULTILINE,
+    )
+    return [
+        f"installs something or calls a shell: {match.group().strip()}"
+        for source in code_cells(notebook)
+        for match in pattern.finditer(source)
+    ]
+
+
+def no_remote_code(notebook: NotebookNode) -> list[str]:
+    """`trust_remote_code` runs what a stranger uploaded."""
+    found = any("trust_remote_code" in source for source in code_cells(notebook))
+    return ["uses trust_remote_code"] if found else []
+
+
+def no_login(notebook: NotebookNode) -> list[str]:
+    """No login cell, no token: nothing that stops a run without an account."""
+    complaints = []
+    for node in _nodes(notebook):
+        if isinstance(node, ast.Call):
+            called = node.func
+            name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+            if name in {"login", "notebook_login", "interpreter_login", "getpass"}:
+                complaints.append(f"calls {name}()")
+            complaints += [
+                f"passes {keyword.arg}="
+                for keyword in node.keywords
+                if keyword.arg in {"token", "use_auth_token", "api_key", "hub_token"}
+            ]
+    token = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\b(?:HF|HUGGING\w*)_TOKEN\b")
+    if any(token.search(cell.source) for cell in notebook.cells):
+        complaints.append("names a token")
+    return complaints
+
+
+def imports(notebook: NotebookNode, allowed: set[str]) -> list[str]:
+    """Imports come from the standard library, cookbook, or the `allowed` distributions."""
+    complaints = []
+    for name in sorted(imported_modules(notebook)):
+        if name in sys.stdlib_module_names or name == "cookbook":
+            continue
+        sources = distributions_of(name, metadata.packages_distributions())
+        if sources.isdisjoint(allowed):
+            complaints.append(
+                f"imports {name} ({', '.join(sorted(sources)) or 'unknown'}), which is a direct "
+                "dependency neither of core nor of the folder's group"
+            )
+    return complaints
+
+
+def imported_modules(notebook: NotebookNode) -> set[str]:
+    """Top-level names of what the notebook imports, at any depth of its code."""
+    found = set()
+    for node in _nodes(notebook):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").partition(".")[0])
+    return found
+
+
+def distributions_of(module: str, installed: Mapping[str, list[str]]) -> set[str]:
+    """Normalised names of the distributions that provide an import name."""
+    known = KNOWN_DISTRIBUTIONS.get(module)
+    provided = [*installed.get(module, []), *([known] if known else [])]
+    return {str(canonicalize_name(name)) for name in provided}
+
+
+def swallows_nothing(notebook: NotebookNode) -> list[str]:
+    """No exception is caught and dropped."""
+    return [
+        f"line {node.lineno} of a cell catches an exception and drops it"
+        for node in _nodes(notebook)
+        if isinstance(node, ast.ExceptHandler) and all(_is_empty(line) for line in node.body)
+    ] + [
+        "uses contextlib.suppress"
+        for node in _nodes(notebook)
+        if isinstance(node, ast.Name | ast.Attribute)
+        and getattr(node, "id", getattr(node, "attr", "")) == "suppress"
+    ]
+
+
+def _is_empty(node: ast.stmt) -> bool:
+    constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return constant or isinstance(node, ast.Pass | ast.Continue)
+
+
+def copies(notebooks: Mapping[str, NotebookNode]) -> list[str]:
+    """Cells and functions of four lines or more that occur in more than one notebook."""
+    places: dict[str, set[str]] = defaultdict(set)
+    label: dict[str, str] = {}
+    for name, notebook in notebooks.items():
+        for title, piece in _pieces(notebook):
+            places[piece].add(name)
+            label[piece] = title
+    return [
+        f"{label[piece]} is the same in {', '.join(sorted(found))}"
+        for piece, found in places.items()
+        if len(found) > 1
+    ]
+
+
+def _pieces(notebook: NotebookNode) -> Iterator[tuple[str, str]]:
+    """(what it is, normalised code) of each cell and function long enough to compare.
+
+    The syntax tree is compared, so that blanks and comments make no difference.
+    """
+    for module in _parsed(notebook):
+        if not all(isinstance(node, ast.Import | ast.ImportFrom) for node in module.body):
+            yield from _long("a cell", module.body)
+        for node in ast.walk(module):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from _long(f"function {node.name}()", node.body)
+
+
+def _long(title: str, body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
+    code = "\n".join(ast.unparse(statement) for statement in _without_docstring(body))
+    lines = sum(len(ast.unparse(node).splitlines()) for node in _without_docstring(body))
+    if lines >= SHORTEST_COPY:
+        yield title, code
+
+
+def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
+    first = body[0] if body else None
+    is_text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    return body[1:] if is_text else body
+
+
+def folder_of(path: Path) -> str:
+    """The technique folder a notebook lies in."""
+    return path.parent.name

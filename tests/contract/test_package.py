@@ -1,0 +1,137 @@
+"""The cookbook package stays small, and importing it imports no technique group's package."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from tests.contract.notebook_rules import KNOWN_DISTRIBUTIONS, imports
+from tests.contract.repository import (
+    FOLDER_GROUPS,
+    ROOT,
+    core_requirements,
+    group_requirements,
+    names,
+    optional_packages,
+)
+
+pytestmark = pytest.mark.contract
+
+# Lines of code: the design's "about a thousand" for what recipes use, and the embedded default.
+MOST_LINES = {"recipes": 1250, "offline": 850}
+# Which packages the modules of cookbook themselves import: transformers, for one, loads peft
+# where that is installed, and that is not ours to forbid.
+IMPORT_EVERYTHING = """
+import builtins, importlib, json, pkgutil
+wanted = set()
+import_module = builtins.__import__
+def watch(name, globals=None, locals=None, fromlist=(), level=0):
+    if (globals or {}).get("__name__", "").split(".")[0] == "cookbook" and level == 0:
+        wanted.add(name.split(".")[0])
+    return import_module(name, globals, locals, fromlist, level)
+builtins.__import__ = watch
+import cookbook
+names = [module.name for module in pkgutil.walk_packages(cookbook.__path__, "cookbook.")]
+names = [name for name in names if not name.endswith(".__main__")]
+for name in names:
+    importlib.import_module(name)
+print(json.dumps({"modules": names, "imported": sorted(wanted)}))
+"""
+
+
+def optional_modules() -> set[str]:
+    """Import names of the packages that only technique groups have."""
+    packages = optional_packages()
+    modules = {name for name, source in KNOWN_DISTRIBUTIONS.items() if source in packages}
+    assert len(modules) == len(packages), f"KNOWN_DISTRIBUTIONS lacks one of {packages}"
+    return modules
+
+
+def imported_by_the_package(folder: Path) -> dict[str, list[str]]:
+    """Import every module of the `cookbook` in `folder`: which those are, and what they import."""
+    result = subprocess.run(
+        [sys.executable, "-c", IMPORT_EVERYTHING],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    report: dict[str, list[str]] = json.loads(result.stdout.splitlines()[-1])
+    return report
+
+
+def code_lines(text: str) -> int:
+    """Lines with code on them; blank lines, comments and docstrings are free."""
+    silent = {
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENCODING,
+        tokenize.ENDMARKER,
+    }
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    lines = {
+        line
+        for token in tokens
+        if token.type not in silent
+        for line in range(token.start[0], token.end[0] + 1)
+    }
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            lines -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return len(lines)
+
+
+def test_import_loads_no_group_package() -> None:
+    report = imported_by_the_package(ROOT)
+    assert {"cookbook.profiles", "cookbook.run", "cookbook.offline"} <= set(report["modules"])
+    assert "torch" in report["imported"], "the watch sees imports"
+    assert optional_modules().intersection(report["imported"]) == set()
+
+
+def test_an_import_of_a_group_package_is_found_out(tmp_path: Path) -> None:
+    (tmp_path / "cookbook" / "inner").mkdir(parents=True)
+    (tmp_path / "cookbook" / "__init__.py").touch()
+    (tmp_path / "cookbook" / "inner" / "__init__.py").write_text("import peft\n")
+    (tmp_path / "peft.py").touch()
+    report = imported_by_the_package(tmp_path)
+    assert report["modules"] == ["cookbook.inner"]
+    assert "peft" in report["imported"]
+
+
+def test_imports_are_declared() -> None:
+    """What any module imports is a direct dependency of core or of a technique group."""
+    allowed = names(core_requirements())
+    allowed |= {name for g in FOLDER_GROUPS.values() for name in names(group_requirements(g))}
+    complaints = {
+        str(path.relative_to(ROOT)): imports(
+            new_notebook(cells=[new_code_cell(path.read_text(encoding="utf-8"))]), allowed
+        )
+        for path in sorted((ROOT / "cookbook").rglob("*.py"))
+    }
+    assert {path: found for path, found in complaints.items() if found} == {}
+
+
+def test_the_package_is_small() -> None:
+    lines = dict.fromkeys(MOST_LINES, 0)
+    for path in sorted((ROOT / "cookbook").rglob("*.py")):
+        part = "offline" if path.parent.name == "offline" else "recipes"
+        lines[part] += code_lines(path.read_text(encoding="utf-8"))
+    assert all(0 < lines[part] <= most for part, most in MOST_LINES.items()), lines
+
+
+def test_code_lines() -> None:
+    assert code_lines('"""Doc\n\nmore."""\n\n# why\nx = [\n    1,  # one\n]\n') == 3

@@ -106,3 +106,37 @@ def test_02_peft_a_template_without_end_of_turn_is_refused(own: Path) -> None:
         (folder / "chat_template.jinja").unlink()
     assert result.error is not None
     assert "does not supervise the end-of-turn token" in str(result.error.summary)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "complaint"),
+    [
+        ("COOKBOOK_DATASET", "columns.jsonl", "needed are `prompt` and `completion`"),
+        ("COOKBOOK_DATASET", "long.jsonl", "Raise `max_length`"),
+        ("COOKBOOK_MODEL", "pickled", "pickled weights are not loaded"),
+    ],
+)
+def test_02_peft_bad_input_stops_early_and_leaves_earlier_runs_alone(
+    own: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, complaint: str
+) -> None:
+    rows = [{"question": "a", "answer": "b"}] * 5
+    (own / "columns.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    rows = [{"prompt": f"{n}", "completion": f"word{n} " * 1000} for n in range(40)]
+    (own / "long.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (own / "pickled").mkdir(exist_ok=True)
+    (own / "pickled" / "config.json").write_text("{}", encoding="utf-8")
+    (own / "pickled" / "pytorch_model.bin").write_bytes(b"weights")
+    earlier = own / "runs" / "02-PEFT" / "Falcon-7B-LoRA" / "gpu16-own"
+    (earlier / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (earlier / "checkpoints" / "kept").write_text("earlier work", encoding="utf-8")
+    before = _files(earlier)
+
+    monkeypatch.setenv(variable, str(own / value))
+    result = NotebookRun(NOTEBOOK, TIMEOUT).execute()
+    assert result.error is not None
+    assert complaint in str(result.error.summary)
+    assert _files(earlier) == before

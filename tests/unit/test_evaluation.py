@@ -1,5 +1,7 @@
 """Scores are the plain ones, whatever the batching; answers keep their order and their end."""
 
+from typing import Any
+
 import pytest
 import torch
 from datasets import Dataset
@@ -55,7 +57,8 @@ def test_scoring_leaves_the_models_mode_alone() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_answers_keep_their_order_whatever_the_batch(batch_size: int) -> None:
-    model, tokenizer = tiny.model(), tiny.tokenizer()
+    model: Any = tiny.model()
+    tokenizer: Any = tiny.tokenizer()
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=5, eos_token_id=1, pad_token_id=tokenizer.pad_token_id
     )

@@ -5,9 +5,9 @@ If the first test fails, the libraries mended it, and the notebook's workaround 
 
 from pathlib import Path
 
-import bitsandbytes as bnb
 import pytest
 import torch
+from bitsandbytes.nn.modules import Linear4bit
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, FalconConfig
 from transformers.models.falcon import modeling_falcon
 
@@ -34,7 +34,7 @@ def _count_4bit(folder: Path) -> int:
         quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
     )
     assert model.is_loaded_in_4bit
-    return sum(isinstance(layer, bnb.nn.Linear4bit) for layer in model.modules())
+    return sum(isinstance(layer, Linear4bit) for layer in model.modules())
 
 
 def test_falcon_says_4_bits_and_has_none(falcon: Path) -> None:

@@ -1,5 +1,7 @@
 """The planner's arithmetic against models that are really built."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, FalconConfig, LlamaConfig, PretrainedConfig
@@ -8,7 +10,12 @@ from cookbook.memory import GIB, linear_weights, plan_qlora
 
 pytestmark = pytest.mark.unit
 
-SMALL = {"vocab_size": 64, "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+}
 
 
 @pytest.mark.parametrize(

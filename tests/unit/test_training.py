@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_other_settings_never_resume(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "other settings was kept as cpu.1" in capsys.readouterr().out
 
 
-def _trainer(folder: Path, max_steps: int = 3) -> Trainer:
+def _trainer(folder: Path, max_steps: int = 3) -> Any:
     rows = [[3, *range(6 + n, 12 + n), 4, *range(20, 24 + n % 3), 1] for n in range(8)]
     labels = [[-100] * 8 + row[8:] for row in rows]
     return Trainer(
@@ -125,7 +126,8 @@ def test_the_supervised_loss_trains_to_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_trainable_weights_become_float32() -> None:
-    model = tiny.model().to(torch.bfloat16)
+    model: Any = tiny.model()
+    model.to(torch.bfloat16)
     head = model.get_input_embeddings().weight
     for weight in model.parameters():
         weight.requires_grad = weight is head

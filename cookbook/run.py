@@ -63,17 +63,19 @@ def execute(path: Path, timeout: int | None = None) -> Path:
         resources={"metadata": {"path": str(path.resolve().parent)}},
         on_cell_start=announce,
     )
-    outcome = f"{path.stem}.failed.ipynb"
+    # Over local sockets; over TCP other users of the machine could read what the kernel is told.
+    client.create_kernel_manager().transport = "ipc"
+    failed = folder / f"{path.stem}.failed.ipynb"
     try:
         client.execute()
-        outcome = path.name
-    finally:
+    except BaseException:  # an interrupt too: what ran so far is kept
         folder.mkdir(parents=True, exist_ok=True)
-        nbformat.write(notebook, folder / outcome)
-        print(
-            f"[{time.monotonic() - started:5.0f} s] done" if outcome == path.name else "", end="\n"
-        )
-    (folder / f"{path.stem}.failed.ipynb").unlink(missing_ok=True)
+        nbformat.write(notebook, failed)
+        raise
+    print(f"[{time.monotonic() - started:5.0f} s] done", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, folder / path.name)
+    failed.unlink(missing_ok=True)
     return folder
 
 

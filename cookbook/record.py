@@ -9,12 +9,12 @@ import json
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from cookbook.profiles import ROOT
@@ -80,10 +80,6 @@ def improvement(one: dict[str, Any]) -> float:
     return gain if one["higher_is_better"] else -gain
 
 
-def _mean(values: Iterable[float]) -> float:
-    return statistics.fmean(values)
-
-
 def _groups(runs: Iterable[Run]) -> dict[tuple[str, str, str], list[Run]]:
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
@@ -100,10 +96,10 @@ def overview_table(runs: Sequence[Run]) -> str:
     ]
     for (recipe, profile, device), group in _groups(runs).items():
         for number, one in enumerate(group[0]["metrics"]):
-            before = _mean(run["metrics"][number]["before"] for run in group)
-            after = _mean(run["metrics"][number]["after"] for run in group)
+            before = fmean(run["metrics"][number]["before"] for run in group)
+            after = fmean(run["metrics"][number]["after"] for run in group)
             where = f"`{profile}`, {device}, {len(group)} seeds"
-            seconds = _mean(run["train"]["seconds"] for run in group)
+            seconds = fmean(run["train"]["seconds"] for run in group)
             memory = max(run["train"]["peak_memory_bytes"] for run in group) / 2**30
             arrow = "higher" if one["higher_is_better"] else "lower"
             lines.append(

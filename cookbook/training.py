@@ -141,8 +141,8 @@ def supervised_logits(
 def use_supervised_positions_loss(trainer: Trainer) -> None:
     """Give `trainer` the same cross entropy, computed at supervised positions only.
 
-    The loss and its gradients are unchanged. Meant for the CPU, where log-probabilities of 49,000
-    words at every prompt position are the largest single cost; on a GPU TRL's own loss is as fast.
+    The loss and its gradients are unchanged. Meant for the CPU, where the whole vocabulary at every
+    prompt position is costly. Not measured on a GPU, where TRL computes its own loss in chunks.
     """
 
     def compute_loss(

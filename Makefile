@@ -38,7 +38,7 @@ export NB FOLDER MARK JUPYTER_PORT
 .DELETE_ON_ERROR:
 .PHONY: help install install-full-finetuning install-peft install-instruction-tuning \
 	install-reasoning install-dev install-all lock offline quickstart notebook notebooks test \
-	test-contract test-unit test-recipes lint format jupyter script record gallery clean \
+	test-contract test-unit test-hub test-recipes lint format jupyter script record gallery clean \
 	check-notebook check-folder
 
 help: ## List the targets
@@ -108,6 +108,9 @@ test-contract: $(STAMP)all ## Check the rules for notebooks, lock, docs and pack
 
 test-unit: $(STAMP)all offline ## Test the cookbook package
 	@$(VENV_PYTHON) -m pytest -m unit
+
+test-hub: $(STAMP)all offline ## Walk through the GPU profiles on the CPU, against a loopback Hub
+	@$(VENV_PYTHON) -m pytest -m hub
 
 test-recipes: notebooks ## The same as make notebooks
 

@@ -3,11 +3,11 @@
 import html
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
+from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from transformers import PreTrainedTokenizerBase
 
@@ -27,11 +27,11 @@ class DataError(CookbookError):
     """The data set cannot be used as it is."""
 
 
-def resolve_model(name: str) -> str:
+def resolve_model(name: str, weights: bool = True) -> str:
     """Return a folder or Hub id that `from_pretrained` takes, after checking that it is usable.
 
-    `offline:<name>` is a model of the embedded default. A folder must hold `config.json` and
-    safetensors weights; pickled weights are refused, since loading them can run code.
+    `offline:<name>` is a model of the embedded default. A folder must hold `config.json` and, if
+    `weights` are wanted, safetensors; pickled weights are refused, since loading them can run code.
     """
     if name.startswith(EMBEDDED):
         return str(offline_path(name.removeprefix(EMBEDDED)))
@@ -45,7 +45,7 @@ def resolve_model(name: str) -> str:
         return name
     if not (folder / "config.json").is_file():
         raise CookbookError(f"{name} has no config.json, so it is no model folder. Check the path.")
-    if not list(folder.glob("*.safetensors")):
+    if weights and not list(folder.glob("*.safetensors")):
         raise CookbookError(
             f"{name} has no *.safetensors weights, and pickled weights are not loaded because they "
             "can run code. Convert them: `model.save_pretrained(folder)` writes safetensors."
@@ -136,6 +136,33 @@ def _texts(rows: Dataset) -> list[str]:
     return [text[start : len(text) - end] for text in texts]
 
 
+def check_columns(rows: Dataset | IterableDataset, columns: Sequence[str], name: str) -> None:
+    """Stop with the names of the missing columns, and of those that are there."""
+    present = rows.column_names or []
+    missing = [column for column in columns if column not in present]
+    if missing:
+        raise DataError(
+            f"The {name} lacks the column {', '.join(missing)}; it has {', '.join(present)}. "
+            "Rename yours: `dataset.rename_columns({...})`."
+        )
+
+
+def text_batches(
+    rows: Dataset | IterableDataset, batch_size: int, name: str = "data"
+) -> Iterator[list[str]]:
+    """Yield the column `text` in lists of at most `batch_size`, empty texts dropped and counted."""
+    check_columns(rows, ["text"], name)
+    kept = empty = 0
+    for batch in rows.iter(batch_size=batch_size):
+        texts = [text for text in batch["text"] if isinstance(text, str) and text.strip()]
+        kept, empty = kept + len(texts), empty + len(batch["text"]) - len(texts)
+        if texts:
+            yield texts
+    _report_dropped(Counter({"empty or no text": empty} if empty else {}), name)
+    if not kept:
+        raise DataError(f"The {name} holds no text. Check its column `text`.")
+
+
 def as_conversations(rows: Dataset, name: str = "data") -> Dataset:
     """Return rows with the columns `prompt` and `completion`, both lists of chat messages.
 
@@ -194,6 +221,30 @@ def _from_messages(row: dict[str, Any]) -> dict[str, Any] | str:
 def _report_dropped(dropped: Counter[str], name: str) -> None:
     for reason, count in dropped.items():
         print(f"Dropped {count} rows of the {name}: {reason}.")
+
+
+def supervise_answers(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, end_of_turn: int
+) -> Dataset:
+    """Add `input_ids` and `labels` to conversations; the loss sees the completion alone.
+
+    The completion's labels end with the last `end_of_turn` token id: what a template writes after
+    it is never generated.
+    """
+    template: Any = tokenizer.apply_chat_template
+
+    def tokenize(row: dict[str, Any]) -> dict[str, list[int]]:
+        prompt = template(row["prompt"], add_generation_prompt=True, return_dict=False)
+        whole = template(row["prompt"] + row["completion"], return_dict=False)
+        # Tokens may merge across the border; what differs belongs to the answer.
+        pairs = zip(prompt, whole)
+        shared = next((place for place, (a, b) in enumerate(pairs) if a != b), len(prompt))
+        answer = whole[shared:]
+        if end_of_turn in answer:
+            answer = answer[: len(answer) - answer[::-1].index(end_of_turn)]
+        return {"input_ids": whole[:shared] + answer, "labels": [IGNORED] * shared + answer}
+
+    return rows.map(tokenize)
 
 
 def drop_too_long(rows: Dataset, max_length: int, name: str = "data") -> Dataset:

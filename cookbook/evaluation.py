@@ -1,7 +1,7 @@
 """Scores before and after training: loss, answers, intervals and the forgetting check."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cookbook.data import IGNORED
-from cookbook.training import supervised_logits
+from cookbook.training import shifted_labels, supervised_logits
 
 Conversation = list[dict[str, str]]
 
@@ -32,20 +32,33 @@ class Score:
 def score(values: Sequence[float], weights: Sequence[float] | None = None) -> Score:
     """Return the mean of one value per example, weighted where `weights` are given.
 
-    The interval is the percentile bootstrap over examples (Efron, 1979) with 2,000 resamples and a
-    fixed seed, so that the same values always give the same interval.
+    The interval is the percentile bootstrap over examples (Efron, 1979).
     """
-    if not values:
+    pairs = list(zip(values, weights or [1.0] * len(values), strict=True))
+
+    def mean(chosen: Sequence[int]) -> float:
+        total = sum(pairs[index][1] for index in chosen)
+        return sum(pairs[index][0] * pairs[index][1] for index in chosen) / total
+
+    return resample(mean, len(pairs))
+
+
+def resample(
+    statistic: Callable[[Sequence[int]], float], examples: int, resamples: int = 2000
+) -> Score:
+    """Return a statistic of all examples with its percentile bootstrap interval.
+
+    `statistic` takes the indices of the examples to count, some of them more than once. The seed
+    is fixed, so that the same examples always give the same interval.
+    """
+    if examples == 0:
         raise ValueError("There are no values to score.")
-    weights = weights or [1.0] * len(values)
-    pairs = list(zip(values, weights, strict=True))
+    everything = range(examples)
     generator = random.Random(0)
-    means = sorted(_mean(generator.choices(pairs, k=len(pairs))) for _ in range(2000))
-    return Score(_mean(pairs), (means[50], means[1949]), len(pairs))
-
-
-def _mean(pairs: Sequence[tuple[float, float]]) -> float:
-    return sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
+    drawn = sorted(statistic(generator.choices(everything, k=examples)) for _ in range(resamples))
+    outside = resamples // 40  # 2.5 % at either end
+    bounds = drawn[outside], drawn[-outside - 1]
+    return Score(statistic(everything), bounds, examples)
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> torch.Tensor:
@@ -53,6 +66,18 @@ def _pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> torch
     gaps = [[value] * (longest - len(row)) for row in rows]
     padded = [[*gap, *row] if left else [*row, *gap] for row, gap in zip(rows, gaps, strict=True)]
     return torch.tensor(padded)
+
+
+def _inputs(
+    ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Return a padded batch: `input_ids`, `attention_mask` and `labels`, each (rows, length)."""
+    padded = {
+        "input_ids": _pad(ids, 0),
+        "attention_mask": _pad([[1] * len(row) for row in ids], 0),
+        "labels": _pad(labels, IGNORED),
+    }
+    return {name: value.to(device) for name, value in padded.items()}
 
 
 def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -71,16 +96,13 @@ def completion_loss(model: PreTrainedModel, rows: Dataset, batch_size: int) -> S
     losses, counts = [0.0] * len(ids), [0.0] * len(ids)
     with _evaluating(model):
         for batch in _batches([len(one) for one in ids], batch_size):
-            inputs = {
-                "input_ids": _pad([ids[index] for index in batch], 0),
-                "attention_mask": _pad([[1] * len(ids[index]) for index in batch], 0),
-                "labels": _pad([labels[index] for index in batch], IGNORED),
-            }
-            inputs = {key: value.to(model.device) for key, value in inputs.items()}
+            rows_labels = [labels[index] for index in batch]
+            inputs = _inputs([ids[index] for index in batch], rows_labels, model.device)
             with _autocast(model):
                 logits, targets = supervised_logits(model, inputs)
             each = functional.cross_entropy(logits.float(), targets, reduction="none")
-            owners = (inputs["labels"][:, 1:] != IGNORED).nonzero()[:, 0]
+            predicted = shifted_labels(model, inputs["labels"])
+            owners = (predicted != IGNORED).nonzero()[:, 0]
             for place, index in enumerate(batch):
                 own = each[owners == place]
                 losses[index], counts[index] = own.mean().item(), float(own.numel())
@@ -97,10 +119,36 @@ def text_loss(
     """Return the mean loss per token of plain text: the forgetting check.
 
     Text that has nothing to do with the task should not become less likely. Texts are cut at
-    `max_length` tokens.
+    `max_length` tokens. An encoder-decoder reads the first half of each and is scored on the rest.
     """
     ids = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
-    return completion_loss(model, Dataset.from_dict({"input_ids": ids, "labels": ids}), batch_size)
+    rows = {"input_ids": ids, "labels": ids}
+    if model.config.is_encoder_decoder:
+        rows = {
+            "input_ids": [row[: len(row) // 2] for row in ids],
+            "labels": [row[len(row) // 2 :] for row in ids],
+        }
+    return completion_loss(model, Dataset.from_dict(rows), batch_size)
+
+
+@torch.inference_mode()
+def next_token_logits(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    tokens: Sequence[int],
+    batch_size: int,
+) -> torch.Tensor:
+    """Return the logits (prompts, tokens) of the given tokens right after each tokenized prompt."""
+    found = torch.empty(len(prompts), len(tokens))
+    with _evaluating(model):
+        for batch in _batches([len(prompt) for prompt in prompts], batch_size):
+            rows = [[*prompts[index], tokens[0]] for index in batch]
+            # One label a row, so that the output layer runs at that place only.
+            labels = [[IGNORED] * (len(row) - 1) + row[-1:] for row in rows]
+            with _autocast(model):
+                logits, _ = supervised_logits(model, _inputs(rows, labels, model.device))
+            found[batch] = logits[:, list(tokens)].float().cpu()
+    return found
 
 
 @dataclass(frozen=True)
@@ -111,7 +159,6 @@ class Answers:
     stopped: float
 
 
-@torch.inference_mode()
 def generate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -119,27 +166,44 @@ def generate_answers(
     settings: GenerationConfig,
     batch_size: int,
 ) -> Answers:
-    """Return the model's answer to each conversation, in the order given.
-
-    Prompts are padded on the left, so that every answer continues its prompt directly.
-    """
+    """Return the model's answer to each conversation, in the order given."""
     template: Any = tokenizer.apply_chat_template
     rows = [template(one, add_generation_prompt=True, return_dict=False) for one in prompts]
+    return generate(model, tokenizer, rows, settings, batch_size)
+
+
+@torch.inference_mode()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Sequence[int]],
+    settings: GenerationConfig,
+    batch_size: int,
+) -> Answers:
+    """Return what the model writes after each tokenized prompt, in the order given.
+
+    Prompts of a decoder alone are padded on the left, so that every answer continues its prompt
+    directly; an encoder-decoder writes a sequence of its own.
+    """
     generate: Any = model.generate
+    separate = model.config.is_encoder_decoder
     stop = settings.eos_token_id
     ends = {stop} if isinstance(stop, int) else set(stop or ())
     texts, stopped = [""] * len(rows), 0
     with _evaluating(model):
         for batch in _batches([len(row) for row in rows], batch_size):
-            ids = _pad([rows[index] for index in batch], tokenizer.pad_token_id, left=True)
-            mask = _pad([[1] * len(rows[index]) for index in batch], 0, left=True)
+            chosen = [rows[index] for index in batch]
+            ids = _pad(chosen, tokenizer.pad_token_id, left=not separate)
+            mask = _pad([[1] * len(row) for row in chosen], 0, left=not separate)
             with _autocast(model):
                 output = generate(
                     input_ids=ids.to(model.device),
                     attention_mask=mask.to(model.device),
                     generation_config=settings,
                 )
-            for index, answer in zip(batch, output[:, ids.shape[1] :], strict=True):
+            # What a decoder of its own begins with is its start token, which nobody wrote.
+            written = output[:, 1 if separate else ids.shape[1] :]
+            for index, answer in zip(batch, written, strict=True):
                 texts[index] = str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
                 stopped += not ends.isdisjoint(answer.tolist())
     return Answers(texts, stopped / len(rows))

@@ -1,6 +1,8 @@
 """Will it fit? The arithmetic of training memory, before anything is loaded."""
 
+import gc
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import psutil
 import torch
@@ -107,3 +109,18 @@ def free_bytes() -> int:
         torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info()[0])
     return int(psutil.virtual_memory().available)
+
+
+def reset_peak() -> None:
+    """Start the count of peak memory anew, so that what follows is measured alone.
+
+    On a GPU through torch; for a process on Linux through the kernel (proc(5), clear_refs). Other
+    systems have no such switch: there the peak stays that of the whole process.
+    """
+    gc.collect()
+    switch = Path("/proc/self/clear_refs")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    elif switch.exists():
+        switch.write_text("5", encoding="ascii")

@@ -12,13 +12,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import nbformat
+
 from cookbook.profiles import ROOT
-from cookbook.run import recipe_of
+from cookbook.run import parameters, recipe_of
 
 RESULTS = ROOT / "results" / "recipes"
 TABLE = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
@@ -45,15 +48,28 @@ def record(notebook: Path, seed: int) -> Path:
     with tempfile.TemporaryDirectory() as runs:
         environment = os.environ | {"COOKBOOK_SEED": str(seed), "COOKBOOK_RUNS": runs}
         command = [sys.executable, "-m", "cookbook.run", str(notebook)]
+        started = time.monotonic()
         subprocess.run(command, check=True, env=environment, cwd=ROOT)
+        seconds = round(time.monotonic() - started, 1)
         source = next(Path(runs, recipe_of(notebook)).glob("*/metrics.json"))
-        content = json.loads(source.read_text(encoding="utf-8"))
+        content = json.loads(source.read_text(encoding="utf-8")) | {"notebook_seconds": seconds}
         target = result_path(content)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         for picture in source.parent.glob("*.png") if seed == 0 else ():
             shutil.copy(picture, target.parent / f"{content['profile']}-{picture.name}")
+        _keep_for_reading(source.parent, seed)
     return target
+
+
+def _keep_for_reading(run: Path, seed: int) -> None:
+    """Copy the executed notebook, metrics and pictures of a run, without its weights."""
+    recipe, profile = "/".join(run.parts[-3:-1]), run.name
+    kept = ROOT / "runs" / recipe / f"{profile}-seed{seed}"
+    kept.mkdir(parents=True, exist_ok=True)
+    for pattern in ("*.ipynb", "*.png", "metrics.json"):
+        for path in run.glob(pattern):
+            shutil.copy(path, kept / path.name)
 
 
 def recorded_runs(recipe: str | None = None) -> list[Run]:
@@ -89,23 +105,48 @@ def _groups(runs: Iterable[Run]) -> dict[tuple[str, str, str], list[Run]]:
 
 
 def overview_table(runs: Sequence[Run]) -> str:
-    """Return the README's table: one line per recipe, profile and hardware."""
+    """Return the README's table: each recipe's first metric, per profile and hardware."""
     lines = [
-        "| recipe | profile, hardware | metric (mean of seeds) | before | after | train | memory |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| recipe | headline model | smallest GPU | measured on | minutes "
+        "| metric | before | after |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (recipe, profile, device), group in _groups(runs).items():
-        for number, one in enumerate(group[0]["metrics"]):
-            before = fmean(run["metrics"][number]["before"] for run in group)
-            after = fmean(run["metrics"][number]["after"] for run in group)
-            where = f"`{profile}`, {device}, {len(group)} seeds"
-            seconds = fmean(run["train"]["seconds"] for run in group)
-            memory = max(run["train"]["peak_memory_bytes"] for run in group) / 2**30
-            arrow = "higher" if one["higher_is_better"] else "lower"
-            lines.append(
-                f"| [{recipe}]({recipe}.ipynb) | {where} | {one['name']} ({arrow} is better) "
-                f"| {before:.3f} | **{after:.3f}** | {seconds:.0f} s | {memory:.1f} GiB |"
-            )
+        title, model = _headline(recipe)
+        main = [run["metrics"][0] for run in group]
+        before, after = (fmean(one[end] for one in main) for end in ("before", "after"))
+        seconds = [run["notebook_seconds"] for run in group if "notebook_seconds" in run]
+        minutes = f"{fmean(seconds) / 60:.1f}" if seconds else "not recorded"
+        where = f"`{profile}`, {device}, {len(group)} seeds"
+        arrow = "higher" if main[0]["higher_is_better"] else "lower"
+        metric = f"{main[0]['name']} ({arrow} is better)"
+        lines.append(
+            f"| [{title}]({recipe}.ipynb) | `{model}` | 16 GB, planned | {where} | {minutes} "
+            f"| {metric} | {before:.3f} | **{after:.3f}** |"
+        )
+    return "\n".join(lines)
+
+
+def _headline(recipe: str) -> tuple[str, str]:
+    """Return a notebook's title and the model of its smallest GPU profile."""
+    notebook = nbformat.read(ROOT / f"{recipe}.ipynb", as_version=4)
+    title = str(notebook.cells[0].source).partition("\n")[0].removeprefix("# ")
+    return title, str(parameters(notebook)["PROFILES"]["gpu16"]["model"])
+
+
+def comparison_table(runs: Sequence[Run]) -> str:
+    """Return what each way of training cost, a mean over the seeds."""
+    lines = [
+        "| way | weights trained | train, seconds | peak memory | general-text loss after |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for way in runs[0]["comparison"]:
+        costs = [run["comparison"][way] for run in runs]
+        mean = {key: fmean(cost[key] for cost in costs) for key in costs[0]}
+        lines.append(
+            f"| {way} | {mean['weights_trained']:,.0f} | {mean['seconds']:.0f} "
+            f"| {mean['peak_memory_bytes'] / 2**30:.1f} GiB | {mean['general_text_loss']:.3f} |"
+        )
     return "\n".join(lines)
 
 
@@ -144,11 +185,12 @@ def with_tables(text: str) -> str:
     return TABLE.sub(table, text)
 
 
-def _table_of(recipe: str) -> str:
+def _table_of(name: str) -> str:
+    recipe, _, kind = name.partition("#")
     runs = recorded_runs(recipe)
     if not runs:
         raise ValueError(f"A generated table names {recipe}, which has no recorded run.")
-    return recipe_table(runs)
+    return comparison_table(runs) if kind == "comparison" else recipe_table(runs)
 
 
 def documents() -> list[Path]:

@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import os
 import platform
 import resource
@@ -19,8 +20,9 @@ from transformers import Trainer
 
 from cookbook.evaluation import Score
 from cookbook.profiles import ROOT, device_name
-from cookbook.training import loss_curve, moving_mean
+from cookbook.training import loss_curve, moving_mean, step_of
 
+COLORS = ("#30638e", "#d1495b", "#edae49")
 _VERSIONS = (
     *("torch", "transformers", "datasets", "accelerate"),
     *("peft", "trl", "bitsandbytes", "deeplake"),
@@ -77,18 +79,24 @@ def write_metrics(
     trainer: Trainer,
     metrics: list[dict[str, Any]],
     forgetting: tuple[Score, Score],
-    resumed_from_step: int = 0,
+    resumed_from: str | None = None,
+    comparison: dict[str, dict[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Write `metrics.json` into the run's folder and return its content.
 
-    Tokens are real ones (the trainer's `include_num_input_tokens_seen="non_padding"`); those seen
-    before an interruption are in the trainer's state and count too, so tokens per second are taken
-    over the steps of this process alone.
+    `comparison` holds what each of several ways of training cost (`seconds`, `peak_memory_bytes`,
+    ...), where a recipe compares some; `trainer` is then the one that the forgetting check is of.
+
+    `resumed_from` is the checkpoint that training went on from, if any. Tokens are real ones (the
+    trainer's `include_num_input_tokens_seen`); those seen before an interruption are in the
+    trainer's state and count too, so tokens per second are taken over this process's steps alone.
     """
     state, run = trainer.state, trainer.state.log_history[-1]
     seconds = float(run["train_runtime"])
+    resumed_from_step = step_of(resumed_from)
     here = int(state.num_input_tokens_seen) * (1 - resumed_from_step / state.global_step)
     before, after = forgetting
+    peaks = [int(cost["peak_memory_bytes"]) for cost in (comparison or {}).values()]
     content = {
         "recipe": recipe,
         "profile": config.profile,
@@ -107,7 +115,7 @@ def write_metrics(
             "tokens": int(state.num_input_tokens_seen),
             "seconds": seconds,
             "tokens_per_second": here / seconds,
-            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_memory_bytes": max([peak_memory_bytes(), *peaks]),
             "resumed_from_step": resumed_from_step,
             "loss_curve": loss_curve(state.log_history),
         },
@@ -118,6 +126,8 @@ def write_metrics(
         },
         "versions": {"python": platform.python_version()} | _installed(_VERSIONS),
     }
+    if comparison:
+        content["comparison"] = comparison
     _write_atomically(folder / "metrics.json", json.dumps(content, indent=2) + "\n")
     return content
 
@@ -169,36 +179,50 @@ def _others(one: dict[str, Any]) -> list[tuple[str, float]]:
     return stages + [(f"baseline {name}", value) for name, value in one["baselines"].items()]
 
 
-def plot_training(trainer: Trainer, folder: Path, keys: Sequence[str] = ("loss",)) -> Figure:
-    """Plot logged values and their moving mean over the steps, and save `training.png`."""
+def plot_training(
+    trainer: Trainer | dict[str, Trainer], folder: Path, keys: Sequence[str] = ("loss",)
+) -> Figure:
+    """Plot logged values and their moving mean over the steps, and save `training.png`.
+
+    Several trainers, by name, share the axes.
+    """
+    trainers = trainer if isinstance(trainer, dict) else {"": trainer}
     figure, axes = plt.subplots(1, len(keys), figsize=(5 * len(keys), 3.2), squeeze=False)
     for axis, key in zip(axes[0], keys, strict=True):
-        curve = loss_curve(trainer.state.log_history, key)
-        steps, values = [step for step, _ in curve], [value for _, value in curve]
-        axis.plot(steps, values, color="#30638e", alpha=0.35, linewidth=1)
-        axis.plot(steps, moving_mean(values), color="#30638e", linewidth=2)
+        for (name, one), color in zip(trainers.items(), COLORS):
+            curve = loss_curve(one.state.log_history, key)
+            steps, values = [step for step, _ in curve], [value for _, value in curve]
+            axis.plot(steps, values, color=color, alpha=0.35, linewidth=1)
+            axis.plot(steps, moving_mean(values), color=color, linewidth=2, label=name)
         axis.set(xlabel="optimizer step", ylabel=key.replace("_", " "))
         axis.grid(alpha=0.3)
+        if len(trainers) > 1:
+            axis.legend()
     return _saved(figure, folder / "training.png")
 
 
 def plot_before_after(content: dict[str, Any], folder: Path) -> Figure:
     """Plot each metric before and after, with 95 % intervals, and save `before_after.png`."""
     panels = [*content["metrics"], content["forgetting"] | {"higher_is_better": False}]
-    figure, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels), 3.4), squeeze=False)
-    for axis, one in zip(axes[0], panels, strict=True):
+    columns = min(len(panels), 4)
+    lines = math.ceil(len(panels) / columns)
+    size = (3 * columns, 3.4 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, one in zip(axes.flat, panels):
         values = [one["before"], one["after"]]
         bounds = [one["ci95"]["before"], one["ci95"]["after"]]
         errors = [
             [value - low for value, (low, _) in zip(values, bounds, strict=True)],
             [high - value for value, (_, high) in zip(values, bounds, strict=True)],
         ]
-        axis.bar(["before", "after"], values, yerr=errors, capsize=4, color=["#b0b7bf", "#30638e"])
+        axis.bar(["before", "after"], values, yerr=errors, capsize=4, color=["#b0b7bf", COLORS[0]])
         direction = "higher" if one["higher_is_better"] else "lower"
         axis.set_title(f"{one['name'].replace('_', ' ')}\n({direction} is better)", fontsize=10)
         for name, value in one.get("baselines", {}).items():
-            axis.axhline(value, color="#d1495b", linestyle="--", linewidth=1)
-            axis.text(-0.45, value, name, color="#d1495b", fontsize=8, va="bottom", ha="left")
+            axis.axhline(value, color=COLORS[1], linestyle="--", linewidth=1)
+            axis.text(-0.45, value, name, color=COLORS[1], fontsize=8, va="bottom", ha="left")
     return _saved(figure, folder / "before_after.png")
 
 

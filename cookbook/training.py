@@ -64,6 +64,11 @@ def newest_whole_checkpoint(folder: Path) -> str | None:
     return None
 
 
+def step_of(checkpoint: str | None) -> int:
+    """Return the step after which a checkpoint was saved; 0 for none."""
+    return int(checkpoint.rpartition("-")[2]) if checkpoint else 0
+
+
 def _what_is_torn(checkpoint: Path) -> str | None:
     """Return what is missing or unreadable in a Trainer checkpoint, or None if it is whole."""
     weights = list(checkpoint.glob("*.safetensors"))
@@ -96,7 +101,12 @@ def train_in_float32(model: torch.nn.Module) -> int:
         raise CookbookError("No weight is trainable: the adapter's target modules match nothing.")
     for weight in trainable:
         weight.data = weight.data.float()
-    return sum(weight.numel() for weight in trainable)
+    return trainable_weights(model)
+
+
+def trainable_weights(model: torch.nn.Module) -> int:
+    """Return how many weights of the model are trained."""
+    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
 
 def check_gradients(model: torch.nn.Module, loss: torch.Tensor) -> int:
@@ -117,17 +127,31 @@ def check_gradients(model: torch.nn.Module, loss: torch.Tensor) -> int:
     return len(trainable)
 
 
+def shifted_labels(model: PreTrainedModel, labels: torch.Tensor) -> torch.Tensor:
+    """Return what each output position predicts (batch, length).
+
+    In a decoder alone a position predicts the token after it; an encoder-decoder shifts its own
+    input instead.
+    """
+    if model.config.is_encoder_decoder:
+        return labels
+    return functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
+
+
 def supervised_logits(
     model: PreTrainedModel, inputs: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run a causal model with its output layer at supervised positions only.
+    """Run a model with its output layer at supervised positions only.
 
     `inputs` has `input_ids`, `attention_mask` and `labels`, each (batch, length). Returns the
     logits (positions, vocabulary) and their targets (positions,). The output layer multiplies
-    every position with the whole vocabulary; where no label is, that work has no use.
+    every position with the whole vocabulary; where no label is, that work has no use. An
+    encoder-decoder's labels are a sequence of their own, nearly all of it supervised.
     """
-    targets = functional.pad(inputs["labels"], (0, 1), value=IGNORED)[:, 1:]
+    targets = shifted_labels(model, inputs["labels"])
     wanted = targets != IGNORED
+    if model.config.is_encoder_decoder:
+        return model(**inputs).logits[wanted], targets[wanted]
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _, hidden: (hidden[0][wanted],))
     try:

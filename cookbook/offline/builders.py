@@ -4,19 +4,35 @@ Each writes the same bytes whenever it is given the same input. What is heavy to
 inside, since every notebook imports `cookbook.offline`.
 """
 
+import csv
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from cookbook.deduplicate import near_duplicates, near_duplicates_within
-from cookbook.offline import documentation
+from cookbook.offline import documentation, summaries
 
 Facts = dict[str, int | str]
+Row = dict[str, str]
 
 TEST_SHARE = 15  # percent of the modules
 GENERAL_TEXTS = 96
 GENERAL_WORDS = range(60, 161)
+# Works that no training text comes from: a tragedy, a comedy, a history.
+HELD_OUT_WORKS = ("macbeth", "twelfth_night", "henry_v")
+SUMMARISED_PACKAGES = ("torch", "transformers", "datasets", "accelerate", "huggingface_hub")
+# Mean ratings go from -4 to 4; nearer to 0 than this is neither positive nor negative.
+NEUTRAL = 0.5
+FINANCE = re.compile(
+    r"\b(banks?|banking|bankers?|stocks?|markets?|econom(y|ic|ics|ies|ists?)|"
+    r"financ(e|es|ed|ial|ing)|invest(s|ed|ing|ments?|ors?)?|tax(es|ed|ation|payers?)?|"
+    r"budgets?|debts?|deficits?|inflation|mortgages?|loans?|wall street|profits?|prices?|"
+    r"recession|unemployment|trade)\b",
+    re.IGNORECASE,
+)
 
 
 def smollm2(members: Mapping[str, Path], folder: Path) -> Facts:
@@ -76,33 +92,26 @@ def python_documentation(members: Mapping[str, Path], folder: Path) -> Facts:
     A top-level module is in one split only. Answers that nearly repeat another one are dropped.
     """
     examples = documentation.python_documentation()
-    train = _without_repeats([row for row in examples if not _is_test_module(row["group"])])
-    test = _without_repeats([row for row in examples if _is_test_module(row["group"])])
-    leaks = set(near_duplicates(_answers(train), _answers(test)))
-    test = [row for number, row in enumerate(test) if number not in leaks]
+    in_test = [_is_test(row["group"]) for row in examples]
+    train = _without_repeated([row for row, held in zip(examples, in_test) if not held])
+    test = _without_repeated([row for row, held in zip(examples, in_test) if held])
+    test = _without_leaks(test, train, "completion")
     for split, rows in (("train", train), ("test", test)):
-        kept = ({key: row[key] for key in ("prompt", "completion")} for row in _shuffled(rows))
+        kept = (
+            {key: row[key] for key in ("prompt", "completion")} for row in _shuffled(rows, "prompt")
+        )
         _write_rows(folder / f"{split}.jsonl", kept)
     return {"train": len(train), "test": len(test)}
 
 
-def _is_test_module(module: str) -> bool:
+def _is_test(name: str) -> bool:
     # By its name alone, so that a module keeps its split in every version of Python.
-    return int(hashlib.sha512(module.encode()).hexdigest(), 16) % 100 < TEST_SHARE
+    return int(hashlib.sha512(name.encode()).hexdigest(), 16) % 100 < TEST_SHARE
 
 
-def _without_repeats(rows: list[documentation.Example]) -> list[documentation.Example]:
-    repeats = set(near_duplicates_within(_answers(rows)))
-    return [row for number, row in enumerate(rows) if number not in repeats]
-
-
-def _answers(rows: Iterable[documentation.Example]) -> list[str]:
-    return [row["completion"] for row in rows]
-
-
-def _shuffled(rows: Iterable[documentation.Example]) -> list[documentation.Example]:
+def _shuffled(rows: Iterable[Row], column: str) -> list[Row]:
     """Return the rows in a fixed mixed order, so that any leading slice covers many modules."""
-    return sorted(rows, key=lambda row: _digest(row["prompt"]))
+    return sorted(rows, key=lambda row: _digest(row[column]))
 
 
 def general_text(members: Mapping[str, Path], folder: Path) -> Facts:
@@ -117,6 +126,88 @@ def general_text(members: Mapping[str, Path], folder: Path) -> Facts:
     chosen = [text for number, text in enumerate(pool) if number not in repeats][:GENERAL_TEXTS]
     _write_rows(folder / "test.jsonl", ({"text": text} for text in chosen))
     return {"test": len(chosen)}
+
+
+def shakespeare(members: Mapping[str, Path], folder: Path) -> Facts:
+    """Write `train.jsonl` and `test.jsonl` with the columns `title` and `text`: a work per row."""
+    rows: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
+    for member, path in sorted(members.items()):
+        name = Path(member).stem.removesuffix("_gut")
+        text = path.read_text(encoding="utf-8").replace("\r\n", "\n").strip()
+        split = "test" if name in HELD_OUT_WORKS else "train"
+        rows[split].append({"title": name.replace("_", " "), "text": text})
+    for split, works in rows.items():
+        _write_rows(folder / f"{split}.jsonl", works)
+    return {split: len(works) for split, works in rows.items()}
+
+
+def documentation_summaries(members: Mapping[str, Path], folder: Path) -> Facts:
+    """Write `train.jsonl` and `test.jsonl` with the columns `document` and `summary`.
+
+    The test split is Python's own library, the train split other packages. Documents that nearly
+    repeat another one are dropped.
+    """
+    pairs = [pair for name in SUMMARISED_PACKAGES for pair in summaries.of_package(name)]
+    train = _without_repeated(pairs, "document")
+    test = _without_repeated(summaries.of_standard_library(), "document")
+    for column in ("document", "summary"):
+        test = _without_leaks(test, train, column)
+    for split, rows in (("train", train), ("test", test)):
+        _write_rows(folder / f"{split}.jsonl", _shuffled(rows, "document"))
+    return {"train": len(train), "test": len(test)}
+
+
+def _without_repeated(rows: list[Row], column: str = "completion") -> list[Row]:
+    repeats = set(near_duplicates_within(_column(rows, column)))
+    return [row for number, row in enumerate(rows) if number not in repeats]
+
+
+def _without_leaks(test: list[Row], train: list[Row], column: str) -> list[Row]:
+    """Return the test rows that do not nearly repeat a train row."""
+    leaks = set(near_duplicates(_column(train, column), _column(test, column)))
+    return [row for number, row in enumerate(test) if number not in leaks]
+
+
+def _column(rows: Iterable[Row], name: str) -> list[str]:
+    return [row[name] for row in rows]
+
+
+def editorial_sentiment(members: Mapping[str, Path], folder: Path) -> Facts:
+    """Write `train.jsonl` and `test.jsonl` with the columns `text`, `label` and `finance`.
+
+    An editorial is in one split only; those with a sentence on finance are held out, and these
+    sentences are marked. What else those editorials say is left out.
+    """
+    from cookbook.offline.archives import extract
+    from cookbook.offline.manifest import EDITORIALS
+
+    (inner,) = members.values()
+    (ratings,) = extract(inner, (EDITORIALS,), inner.parent).values()
+    with ratings.open(encoding="ascii", newline="") as file:
+        rated = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    on_finance = {_editorial(row[0]) for row in rated if FINANCE.search(row[2])}
+    rows: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+    for number, rating, text in rated:
+        finance = bool(FINANCE.search(text))
+        held_out = finance or _is_test(_editorial(number))
+        if finance or _editorial(number) not in on_finance:
+            row = {"text": text, "label": _label(float(rating)), "finance": finance}
+            rows["test" if held_out else "train"].append(row)
+    for split, sentences in rows.items():
+        kept = sorted(sentences, key=lambda row: _digest(row["text"]))
+        _write_rows(folder / f"{split}.jsonl", kept)
+    finance_rows = sum(bool(row["finance"]) for row in rows["test"])
+    return {"train": len(rows["train"]), "test": len(rows["test"]), "finance": finance_rows}
+
+
+def _editorial(sentence: str) -> str:
+    return sentence.partition("_")[0]
+
+
+def _label(rating: float) -> str:
+    if abs(rating) < NEUTRAL:
+        return "neutral"
+    return "positive" if rating > 0 else "negative"
 
 
 def _plain(passage: str) -> str:
@@ -136,7 +227,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _write_rows(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
+def _write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     with path.open("w", encoding="utf-8", newline="\n") as out:
         out.writelines(lines)

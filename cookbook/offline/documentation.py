@@ -39,12 +39,12 @@ LEFT_OUT = _NOT_DOCUMENTATION | _NOT_EVERYWHERE | _REMOVED
 
 _SIGNATURE = re.compile(r"^[\w.]+\(.*\)( ->.*)?$")
 # Indented, a mark of lists, tables and examples, a heading, or an argument with its description.
-_NO_PROSE = re.compile(r"[ \t]|>>>|\.\.|[-*=+|@:]|Usage|\S+ --? |\S+( \S+)?:( |$)|.*(---|===)")
+NO_PROSE = re.compile(r"[ \t]|>>>|\.\.|[-*=+|@:]|Usage|\S+ --? |\S+( \S+)?:( |$)|.*(---|===)")
 _NO_SENTENCE = re.compile(
     r":$|->|XXX|TODO|<\w+>|\w+\(.*\) = | = \w+\(|^Internal|https?:|__doc__|docstring"
 )
 _BEGINNING = re.compile(r"[A-Z][\w'-]*[ ,]|[\"'`(]")
-_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!etc\.)\s+(?=[A-Z\"'`(])")
+SENTENCE_END = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!etc\.)\s+(?=[A-Z\"'`(])")
 
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -57,11 +57,17 @@ def python_documentation() -> list[Example]:
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     examples: list[Example] = []
-    for module in sorted(sys.stdlib_module_names - LEFT_OUT):
-        if not module.startswith("_"):
-            for path in _source_files(root, module):
-                examples.extend(_examples_of(path, root, module))
+    for path in standard_library_files():
+        module = path.relative_to(root).with_suffix("").parts[0]
+        examples.extend(_examples_of(path, root, module))
     return examples
+
+
+def standard_library_files() -> list[Path]:
+    """Return the source files of Python's public modules, in a fixed order."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    modules = sorted(name for name in sys.stdlib_module_names - LEFT_OUT if name[0] != "_")
+    return [path for module in modules for path in _source_files(root, module)]
 
 
 def _source_files(root: Path, module: str) -> list[Path]:
@@ -127,15 +133,16 @@ def _sentences(text: str) -> Iterator[str]:
     if _SIGNATURE.match(blocks[0].partition("\n")[0]):
         blocks[0] = blocks[0].partition("\n")[2]
     for block in filter(None, blocks):
-        if any(_NO_PROSE.match(line) for line in block.splitlines()):
+        if any(NO_PROSE.match(line) for line in block.splitlines()):
             return
-        paragraph = _without_markup(" ".join(block.split()))
+        paragraph = without_markup(" ".join(block.split()))
         if paragraph[-1].isalnum() or paragraph[-1] in ")]'`\"":
             paragraph += "."
-        yield from _SENTENCE_END.split(paragraph)
+        yield from SENTENCE_END.split(paragraph)
 
 
-def _without_markup(text: str) -> str:
+def without_markup(text: str) -> str:
+    """Return a text without the roles and marks of reStructuredText."""
     text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text)
     text = re.sub(r"``([^`]+)``", r"`\1`", text)
     return re.sub(r"(?<![\w*])\*(\w+)\*(?![\w*])", r"\1", text)

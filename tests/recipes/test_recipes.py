@@ -22,6 +22,14 @@ TIMEOUT = 1200  # seconds per cell; a whole cpu recipe takes a few minutes
 FORGETTING = 0.5  # nats that general text may become less likely, see each README
 # peft 0.21 asks transformers for an attribute that transformers has renamed.
 OF_LIBRARIES = ("`is_gradient_checkpointing` is deprecated",)
+# What a recipe exists to beat: counting pairs of tokens, and copying a document's first sentence.
+MUST_BEAT = {
+    "01-Full-Fine-Tuning/GPT-2-From-Scratch": {"held_out_loss": "bigram"},
+    "03-Instruction-Tuning/Summarization-FLAN-T5": {
+        f"rouge{kind}_{way}": "lead" for kind in "1L" for way in ("full", "lora")
+    },
+    "03-Instruction-Tuning/Financial-Sentiment-OPT": {"macro_f1": "few_shot"},
+}
 NOTEBOOKS = record.notebooks()
 
 
@@ -60,6 +68,10 @@ def test_the_notebook_runs_and_learns(path: Path, monkeypatch: pytest.MonkeyPatc
         margin = record.learning_margin(recorded, one["name"])
         assert margin > 0, f"{one['name']}: a recorded seed got worse"
         assert record.improvement(one) >= margin, f"{one['name']}: less than {margin:.3f} better"
+    for metric, baseline in MUST_BEAT.get(content["recipe"], {}).items():
+        (one,) = (one for one in content["metrics"] if one["name"] == metric)
+        ahead = record.improvement(one | {"before": one["baselines"][baseline]})
+        assert ahead > 0, f"{metric} is {-ahead:.3f} behind the baseline {baseline}"
     forgotten = content["forgetting"]["after"] - content["forgetting"]["before"]
     if forgotten > 0.1:
         warnings.warn(f"general text became {forgotten:.2f} nats less likely", stacklevel=1)

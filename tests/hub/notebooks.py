@@ -1,0 +1,78 @@
+"""Running notebooks, as they are or with a mistake put in, and reading what they said."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbmake.nb_result import NotebookResult
+from nbmake.nb_run import NotebookRun
+
+from cookbook import record, run
+from cookbook.profiles import ROOT
+
+NOTEBOOKS = record.notebooks()
+PROFILES = ("gpu16", "gpu80")
+TIMEOUT = 300  # seconds per cell
+# peft 0.21 asks transformers for an attribute that transformers has renamed.
+OF_LIBRARIES = ("`is_gradient_checkpointing` is deprecated",)
+
+
+def name_of(path: Path) -> str:
+    """Return `<folder>/<notebook>` for a test's name."""
+    return str(path.relative_to(ROOT).with_suffix(""))
+
+
+def settings_of(path: Path, profile: str) -> dict[str, Any]:
+    """Return a profile's column of a notebook's `PROFILES` table."""
+    settings: dict[str, Any] = run.parameters(nbformat.read(path, as_version=4))["PROFILES"]
+    return dict(settings[profile])
+
+
+def execute(path: Path) -> NotebookResult:
+    """Run a notebook from its own folder, with this process's environment."""
+    return NotebookRun(path, TIMEOUT).execute()
+
+
+def _outputs(notebook: nbformat.NotebookNode) -> list[Any]:
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def printed(notebook: nbformat.NotebookNode) -> str:
+    """Return everything that a notebook printed."""
+    return "".join(output.get("text", "") for output in _outputs(notebook))
+
+
+def complaint(notebook: nbformat.NotebookNode) -> str:
+    """Return name and message of the error that stopped a notebook, or nothing."""
+    errors = [one for one in _outputs(notebook) if one.output_type == "error"]
+    return "\n".join(f"{one.ename}: {one.evalue}" for one in errors)
+
+
+def deprecations(notebook: nbformat.NotebookNode) -> list[str]:
+    """Return what was called deprecated, but for calls between the libraries themselves.
+
+    Some libraries warn, and some log the same without the name of a warning.
+    """
+    lines = printed(notebook).splitlines()
+    marks = ("DeprecationWarning", "FutureWarning", "is deprecated")
+    found = [line for line in lines if any(mark in line for mark in marks)]
+    return [line for line in found if not any(text in line for text in OF_LIBRARIES)]
+
+
+def with_changes(path: Path, folder: Path, changes: Mapping[str, str]) -> Path:
+    """Write a changed copy of a notebook into `folder` and return its path.
+
+    `cookbook` is installed, so that a copy runs anywhere. Each change must hit: a test of a
+    mistake that was not made would prove nothing.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    for old, new in changes.items():
+        cells = [cell for cell in notebook.cells if old in cell.source]
+        assert cells, f"{path.name} has no {old!r} any more: change this test with it"
+        for cell in cells:
+            cell.source = cell.source.replace(old, new)
+    copy = folder / path.parent.name / path.name
+    copy.parent.mkdir(parents=True)
+    nbformat.write(notebook, copy)
+    return copy

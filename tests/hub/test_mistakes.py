@@ -1,0 +1,102 @@
+"""Mistakes that people make on the headline path: each stops with words that name it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet  # type: ignore[import-untyped]
+
+from cookbook.profiles import ROOT
+from tests.hub.notebooks import (
+    NOTEBOOKS,
+    complaint,
+    execute,
+    name_of,
+    settings_of,
+    with_changes,
+)
+from tests.hub.server import LoopbackHub
+
+pytestmark = pytest.mark.hub
+
+Lead = Callable[[LoopbackHub, str], Path]
+
+FALCON = ROOT / "02-PEFT" / "Falcon-7B-LoRA.ipynb"
+OPT = ROOT / "03-Instruction-Tuning" / "Financial-Sentiment-OPT.ipynb"
+# What comes before training need not be measured on many rows.
+QUICK = {
+    '"eval_examples": 256': '"eval_examples": 4',
+    '"generate_examples": 64': '"generate_examples": 2',
+    '"max_new_tokens": 128': '"max_new_tokens": 2',
+}
+# The column that each recipe cannot do without.
+NEEDED = {
+    "timdettmers/openassistant-guanaco": "text",
+    "knkarthick/dialogsum": "summary",
+    "FinGPT/fingpt-sentiment-train": "output",
+    "Skylion007/openwebtext": "text",
+}
+
+
+def _complaint(path: Path, runs: Path) -> str:
+    """Run a notebook that must fail before it writes a result, and return what it said."""
+    said = complaint(execute(path).nb)
+    assert said, "the mistake went unnoticed"
+    assert not list(runs.rglob("metrics.json")), "a failed run left a result"
+    return said
+
+
+def test_a_lora_target_of_another_model_is_named(
+    hub: LoopbackHub, lead_to: Lead, tmp_path: Path
+) -> None:
+    # Names of Llama's layers, as in most examples on the web. Falcon has none of them.
+    wrong = {'target_modules="all-linear"': 'target_modules=["q_proj"]'}
+    said = _complaint(with_changes(FALCON, tmp_path, wrong | QUICK), lead_to(hub, "gpu16"))
+    assert "Target modules" in said and "q_proj" in said and "not found" in said
+
+
+def test_a_silently_unquantized_model_is_noticed(
+    hub: LoopbackHub, lead_to: Lead, tmp_path: Path
+) -> None:
+    removed = {"modeling_falcon.FalconLinear = torch.nn.Linear": ""}
+    said = _complaint(with_changes(FALCON, tmp_path, removed), lead_to(hub, "gpu16"))
+    assert "only 0 of 8 linear layers are in 4 bits" in said
+
+
+@pytest.mark.parametrize("path", [FALCON, OPT], ids=name_of)
+def test_a_chat_template_without_end_of_turn_is_refused(
+    path: Path, own_hub: LoopbackHub, lead_to: Lead
+) -> None:
+    template = "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}\n{% endfor %}"
+    model = own_hub.root / "models" / settings_of(path, "gpu16")["model"]
+    (model / "chat_template.jinja").write_text(template, encoding="utf-8")
+    said = _complaint(path, lead_to(own_hub, "gpu16"))
+    # Without the token in the labels the model would be trained never to stop.
+    assert "does not supervise the end-of-turn token" in said
+
+
+def _rename_column(folder: Path, old: str, new: str) -> None:
+    """Rename a column in all files of a data set, and in its card."""
+    for path in filter(Path.is_file, folder.rglob("*")):
+        if path.suffix == ".parquet":
+            table = parquet.read_table(path)
+            names = [new if name == old else name for name in table.column_names]
+            # The metadata describe the columns once more, as `datasets` wrote them.
+            table = table.rename_columns(names).replace_schema_metadata(None)
+            parquet.write_table(table, path)
+        elif path.suffix == ".csv":
+            header, _, rest = path.read_text(encoding="utf-8").partition("\n")
+            path.write_text(f"{header.replace(old, new)}\n{rest}", encoding="utf-8")
+        else:  # names are quoted in JSONL and in the card
+            text = path.read_text(encoding="utf-8")
+            path.write_text(text.replace(json.dumps(old), json.dumps(new)), encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_a_missing_column_is_named(path: Path, own_hub: LoopbackHub, lead_to: Lead) -> None:
+    # As after an update of the data set on the Hub.
+    dataset = settings_of(path, "gpu16")["dataset"]
+    _rename_column(own_hub.root / "datasets" / dataset, NEEDED[dataset], "renamed")
+    said = _complaint(path, lead_to(own_hub, "gpu16"))
+    assert NEEDED[dataset] in said and "renamed" in said, "which is missing, and which are there"

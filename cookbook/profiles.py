@@ -15,6 +15,8 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[1]
 PROFILE_NAMES = ("cpu", "gpu16", "gpu80")
 SMALL_CARD = 40 * 2**30  # bytes; below this a card runs `gpu16`
+# The last one on GPUs only: a CPU has neither units for it nor a gradient scaler.
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _WHOLE_NUMBERS = {"COOKBOOK_MAX_STEPS": "max_steps", "COOKBOOK_SEED": "seed"}
 _NAMES = {"COOKBOOK_MODEL": "model", "COOKBOOK_DATASET": "dataset"}
@@ -81,8 +83,18 @@ def compute_dtype() -> torch.dtype:
     CUDA: bfloat16 from compute capability 8.0 (Ampere), float16 before (a T4 has no units for it).
     CPU: bfloat16 where the processor has instructions for it (AMX or AVX512-BF16), else float32:
     without them torch emulates bfloat16, about four times slower than float32.
+    `COOKBOOK_PRECISION` forces one. Raises `CookbookError` for one that the device cannot train in.
     """
-    if torch.cuda.is_available():
+    on_gpu = torch.cuda.is_available()
+    if forced := os.environ.get("COOKBOOK_PRECISION"):
+        possible = list(PRECISIONS)[: 3 if on_gpu else 2]
+        if forced not in possible:
+            raise CookbookError(
+                f"COOKBOOK_PRECISION is {forced!r}; this device can train in "
+                f"{' or '.join(possible)}. Let it pick: `unset COOKBOOK_PRECISION`."
+            )
+        return PRECISIONS[forced]
+    if on_gpu:
         return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
     features = torch.cpu.get_capabilities()
     native = features.get("amx_bf16") or features.get("avx512_bf16")

@@ -35,11 +35,11 @@ def notebooks() -> list[Path]:
 
 
 def result_path(content: Run) -> Path:
-    """Return where a run's `metrics.json` is kept: recipe, profile, hardware and seed name it."""
+    """Return where a result is kept: recipe, profile, hardware, precision and seed name it."""
     hardware = content["hardware"]
     device = re.sub(r"[^a-z0-9.]+", "-", hardware["device"].lower()).strip("-")
     many = hardware["threads"] if content["profile"] == "cpu" else hardware["count"]
-    name = f"{content['profile']}-{many}x-{device}-seed{content['seed']}"
+    name = f"{content['profile']}-{many}x-{device}-{hardware['precision']}-seed{content['seed']}"
     return RESULTS / str(content["recipe"]) / f"{name}.json"
 
 
@@ -96,10 +96,15 @@ def improvement(one: dict[str, Any]) -> float:
     return gain if one["higher_is_better"] else -gain
 
 
+def measured_on(run: Run) -> str:
+    """Return device and precision of a run."""
+    return f"{run['hardware']['device']}, {run['hardware']['precision']}"
+
+
 def _groups(runs: Iterable[Run]) -> dict[tuple[str, str, str], list[Run]]:
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
-        key = (run["recipe"], run["profile"], run["hardware"]["device"])
+        key = (run["recipe"], run["profile"], measured_on(run))
         groups.setdefault(key, []).append(run)
     return groups
 
@@ -111,13 +116,13 @@ def overview_table(runs: Sequence[Run]) -> str:
         "| metric | before | after |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for (recipe, profile, device), group in _groups(runs).items():
+    for (recipe, profile, hardware), group in _groups(runs).items():
         title, model = _headline(recipe)
         main = [run["metrics"][0] for run in group]
         before, after = (fmean(one[end] for one in main) for end in ("before", "after"))
         seconds = [run["notebook_seconds"] for run in group if "notebook_seconds" in run]
         minutes = f"{fmean(seconds) / 60:.1f}" if seconds else "not recorded"
-        where = f"`{profile}`, {device}, {len(group)} seeds"
+        where = f"`{profile}`, {hardware}, {len(group)} seeds"
         arrow = "higher" if main[0]["higher_is_better"] else "lower"
         metric = f"{main[0]['name']} ({arrow} is better)"
         lines.append(
@@ -135,26 +140,30 @@ def _headline(recipe: str) -> tuple[str, str]:
 
 
 def comparison_table(runs: Sequence[Run]) -> str:
-    """Return what each way of training cost, a mean over the seeds."""
+    """Return what each way of training cost on each device, a mean over the seeds."""
     lines = [
-        "| way | weights trained | train, seconds | peak memory | general-text loss after |",
-        "| --- | --- | --- | --- | --- |",
+        "| measured on | way | weights trained | train, seconds | peak memory "
+        "| general-text loss after |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
-    for way in runs[0]["comparison"]:
-        costs = [run["comparison"][way] for run in runs]
-        mean = {key: fmean(cost[key] for cost in costs) for key in costs[0]}
-        lines.append(
-            f"| {way} | {mean['weights_trained']:,.0f} | {mean['seconds']:.0f} "
-            f"| {mean['peak_memory_bytes'] / 2**30:.1f} GiB | {mean['general_text_loss']:.3f} |"
-        )
+    for (_, _, hardware), group in _groups(runs).items():
+        for way in group[0]["comparison"]:
+            costs = [run["comparison"][way] for run in group]
+            mean = {key: fmean(cost[key] for cost in costs) for key in costs[0]}
+            lines.append(
+                f"| {hardware} | {way} | {mean['weights_trained']:,.0f} | {mean['seconds']:.0f} "
+                f"| {mean['peak_memory_bytes'] / 2**30:.1f} GiB "
+                f"| {mean['general_text_loss']:.3f} |"
+            )
     return "\n".join(lines)
 
 
 def recipe_table(runs: Sequence[Run]) -> str:
     """Return a technique README's table: every seed with its interval, and the forgetting check."""
     lines = [
-        "| seed | metric | before [95 % CI] | after [95 % CI] | baselines | steps, tokens/s |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| measured on | seed | metric | before [95 % CI] | after [95 % CI] | baselines "
+        "| steps, tokens/s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for run in runs:
         train = run["train"]
@@ -165,7 +174,8 @@ def recipe_table(runs: Sequence[Run]) -> str:
             ]
             others = ", ".join(f"{k} {v:.3f}" for k, v in one.get("baselines", {}).items()) or "-"
             lines.append(
-                f"| {run['seed']} | {one['name']} | {' | '.join(cells)} | {others} | {speed} |"
+                f"| {measured_on(run)} | {run['seed']} | {one['name']} "
+                f"| {' | '.join(cells)} | {others} | {speed} |"
             )
     return "\n".join(lines)
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from transformers import Trainer
 
 from cookbook.evaluation import Score
-from cookbook.profiles import ROOT, device_name
+from cookbook.profiles import ROOT, compute_dtype, device_name
 from cookbook.training import loss_curve, moving_mean, step_of
 
 COLORS = ("#30638e", "#d1495b", "#edae49")
@@ -123,6 +123,7 @@ def write_metrics(
             "device": device_name(),
             "count": max(torch.cuda.device_count(), 1),
             "threads": torch.get_num_threads(),
+            "precision": str(compute_dtype()).removeprefix("torch."),
         },
         "versions": {"python": platform.python_version()} | _installed(_VERSIONS),
     }

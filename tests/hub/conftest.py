@@ -44,7 +44,7 @@ def lead_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Loopba
     """
 
     def lead(to: LoopbackHub, profile: str) -> Path:
-        for name in (*UNSET, "COOKBOOK_MODEL", "COOKBOOK_DATASET"):
+        for name in (*UNSET, "COOKBOOK_MODEL", "COOKBOOK_DATASET", "COOKBOOK_PRECISION"):
             monkeypatch.delenv(name, raising=False)
         runs = tmp_path / "runs"
         cookbook = {

@@ -50,7 +50,7 @@ def _warnings_of(notebook: nbformat.NotebookNode) -> list[str]:
     "path", NOTEBOOKS, ids=[str(one.relative_to(ROOT).with_suffix("")) for one in NOTEBOOKS]
 )
 def test_the_notebook_runs_and_learns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MODEL", "DATASET", "MAX_STEPS", "SEED"):
+    for name in ("MODEL", "DATASET", "MAX_STEPS", "SEED", "PRECISION"):
         monkeypatch.delenv(f"COOKBOOK_{name}", raising=False)
     monkeypatch.setenv("COOKBOOK_PROFILE", "cpu")
     table = run.parameters(nbformat.read(path, as_version=4))["PROFILES"]

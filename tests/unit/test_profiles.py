@@ -18,7 +18,7 @@ TABLE = {
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PROFILE", "MODEL", "DATASET", "MAX_STEPS", "SEED", "ALLOW_CPU"):
+    for name in ("PROFILE", "MODEL", "DATASET", "MAX_STEPS", "SEED", "ALLOW_CPU", "PRECISION"):
         monkeypatch.delenv(f"COOKBOOK_{name}", raising=False)
 
 
@@ -99,6 +99,25 @@ def test_precision_follows_the_processor(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
     assert profiles.compute_dtype() == dtype
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "name"), [(False, "float32"), (False, "bfloat16"), (True, "float16")]
+)
+def test_precision_can_be_forced(monkeypatch: pytest.MonkeyPatch, on_gpu: bool, name: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    monkeypatch.setenv("COOKBOOK_PRECISION", name)
+    assert str(profiles.compute_dtype()) == f"torch.{name}"
+
+
+@pytest.mark.parametrize("name", ["float16", "bf16", "float64"])
+def test_a_precision_that_a_cpu_cannot_train_in_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("COOKBOOK_PRECISION", name)
+    with pytest.raises(CookbookError, match="float32 or bfloat16.*unset COOKBOOK_PRECISION"):
+        profiles.compute_dtype()
 
 
 def test_environment_is_complete_here() -> None:

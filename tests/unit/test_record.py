@@ -43,7 +43,7 @@ RUN: dict[str, Any] = {
             "general_text_loss": 3.25,
         }
     },
-    "hardware": {"device": "Some CPU @ 2.80GHz", "count": 1, "threads": 2},
+    "hardware": {"device": "Some CPU @ 2.80GHz", "count": 1, "threads": 2, "precision": "float32"},
 }
 
 
@@ -56,9 +56,9 @@ def _seeds(*afters: float) -> list[dict[str, Any]]:
     return runs
 
 
-def test_results_are_named_by_recipe_profile_hardware_and_seed() -> None:
-    path = record.result_path(RUN)
-    assert path.relative_to(record.RESULTS) == Path("02-PEFT/X/cpu-2x-some-cpu-2.80ghz-seed0.json")
+def test_results_are_named_by_recipe_profile_hardware_precision_and_seed() -> None:
+    path = record.result_path(RUN).relative_to(record.RESULTS)
+    assert path == Path("02-PEFT/X/cpu-2x-some-cpu-2.80ghz-float32-seed0.json")
 
 
 def test_the_margin_is_half_the_smallest_improvement() -> None:
@@ -85,7 +85,10 @@ def test_tables_are_drawn_from_recorded_runs(
     )
     (tmp_path / "02-PEFT").mkdir()
     nbformat.write(notebook, tmp_path / "02-PEFT" / "X.ipynb")
-    for run in _seeds(2.0, 2.2, 1.5):
+    other = copy.deepcopy(RUN) | {"notebook_seconds": 45.0}
+    other["hardware"]["precision"] = "bfloat16"
+    other["comparison"]["lora"]["seconds"] = 10.0
+    for run in [*_seeds(2.0, 2.2, 1.5), other]:
         path = record.result_path(run)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(run), encoding="utf-8")
@@ -93,13 +96,24 @@ def test_tables_are_drawn_from_recorded_runs(
     overview = record.with_tables(text)
     assert "old" not in overview
     assert "| [A title](02-PEFT/X.ipynb) | `big/one` |" in overview
-    assert "| 1.5 | loss (lower is better) | 3.000 | **1.900** |" in overview
+    # Other hardware, or the same at another precision, is another line and not averaged in.
+    where = "`cpu`, Some CPU @ 2.80GHz, {}"
+    for precision, minutes, after in (
+        ("float32, 3", "1.5", "1.900"),
+        ("bfloat16, 1", "0.8", "2.0"),
+    ):
+        line = f"| {where.format(precision)} seeds | {minutes} | loss (lower is better) | 3.000 | "
+        assert f"{line}**{after}" in overview
     assert overview.startswith("a\n") and overview.endswith("b\n")
     assert record.with_tables(overview) == overview
     detail = record.with_tables(text.replace("overview", "02-PEFT/X"))
-    assert "| 1 | loss | 3.000 [2.900, 3.100] | 2.200 [1.900, 2.100] | three_shot 2.500 |" in detail
+    line = (
+        "| Some CPU @ 2.80GHz, float32 | 1 | loss | 3.000 [2.900, 3.100] | 2.200 [1.900, 2.100] |"
+    )
+    assert f"{line} three_shot 2.500 |" in detail
     costs = record.with_tables(text.replace("overview", "02-PEFT/X#comparison"))
-    assert "| lora | 1,000 | 30 | 1.0 GiB | 3.250 |" in costs
+    assert "float32 | lora | 1,000 | 30 | 1.0 GiB | 3.250 |" in costs
+    assert "bfloat16 | lora | 1,000 | 10 | 1.0 GiB | 3.250 |" in costs
 
 
 def test_a_table_without_runs_is_refused() -> None:

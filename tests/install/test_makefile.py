@@ -103,6 +103,14 @@ def test_jupyter_listens_on_this_machine_only() -> None:
     assert "token" not in command.lower(), "Jupyter reads it, or makes one when it is empty"
 
 
+def test_python_may_keep_its_bytecode(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    (tree / "show.mk").write_text(
+        'include Makefile\nshow:\n\t@echo "[$$PYTHONDONTWRITEBYTECODE]"\n'
+    )
+    assert make("-f", "show.mk", "show", folder=tree).stdout == "[]\n"
+
+
 def test_a_missing_python_is_named(tree: Path) -> None:
     result = make("install", "PYTHON=no-such-python", folder=tree)
     assert result.returncode == 2

@@ -90,6 +90,20 @@ def _what_is_torn(checkpoint: Path) -> str | None:
     return None
 
 
+def keep_4bit_layers_trainable(model: torch.nn.Module) -> None:
+    """Let gradients pass through 4-bit layers after they were evaluated on a CPU.
+
+    On processors with AVX512-BF16, bitsandbytes 0.50 repacks a layer's weights the first time it
+    runs in evaluation mode, for a kernel without a backward pass, and keeps them so: training after
+    an evaluation then gets no gradient through any 4-bit layer, with a warning and no error. This
+    turns the repacking off. Call it before the model runs for the first time.
+    """
+    layers: Iterable[Any] = model.modules()
+    for layer in layers:
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+
+
 def train_in_float32(model: torch.nn.Module) -> int:
     """Cast the trainable weights to float32 in place and return how many there are.
 

@@ -15,13 +15,12 @@ from nbmake.nb_run import NotebookRun
 from cookbook import record, run
 from cookbook.profiles import ROOT, choose_profile
 from cookbook.report import run_folder
+from tests.hub.notebooks import deprecations
 
 pytestmark = pytest.mark.recipes
 
 TIMEOUT = 1200  # seconds per cell; a whole cpu recipe takes a few minutes
 FORGETTING = 0.5  # nats that general text may become less likely, see each README
-# peft 0.21 asks transformers for an attribute that transformers has renamed.
-OF_LIBRARIES = ("`is_gradient_checkpointing` is deprecated",)
 # What a recipe exists to beat: counting pairs of tokens, and copying a document's first sentence.
 MUST_BEAT = {
     "01-Full-Fine-Tuning/GPT-2-From-Scratch": {"held_out_loss": "bigram"},
@@ -31,19 +30,6 @@ MUST_BEAT = {
     "03-Instruction-Tuning/Financial-Sentiment-OPT": {"macro_f1": "few_shot"},
 }
 NOTEBOOKS = record.notebooks()
-
-
-def _warnings_of(notebook: nbformat.NotebookNode) -> list[str]:
-    """Return deprecation warnings, but for those between the libraries themselves."""
-    streams = [
-        output.text
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if output.output_type == "stream" and output.name == "stderr"
-    ]
-    lines = "\n".join(streams).splitlines()
-    found = [line for line in lines if "DeprecationWarning" in line or "FutureWarning" in line]
-    return [line for line in found if not any(text in line for text in OF_LIBRARIES)]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +46,7 @@ def test_the_notebook_runs_and_learns(path: Path, monkeypatch: pytest.MonkeyPatc
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(result.nb, folder / path.name)
     assert result.error is None, f"{result.error.summary}\n{result.error.trace}"
-    assert not _warnings_of(result.nb)
+    assert not deprecations(result.nb)
 
     content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     recorded = [one for one in record.recorded_runs(content["recipe"]) if one["profile"] == "cpu"]

@@ -1,15 +1,19 @@
-"""The trap that the Falcon notebook steps around: 4-bit loading that quantizes nothing.
+"""The traps that the Falcon notebook steps around: 4-bit layers that are none, or pass no gradient.
 
-If the first test fails, the libraries mended it, and the notebook's workaround can go.
+If a test of a library's fault fails, the libraries mended it, and the workaround can go.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, FalconConfig
 from transformers.models.falcon import modeling_falcon
+
+from cookbook import training
 
 pytestmark = pytest.mark.unit
 
@@ -46,3 +50,38 @@ def test_with_the_plain_class_every_linear_layer_is_quantized(
 ) -> None:
     monkeypatch.setattr(modeling_falcon, "FalconLinear", torch.nn.Linear)
     assert _count_4bit(falcon) == LINEAR
+
+
+def _layer() -> Any:
+    torch.manual_seed(0)
+    untyped: Any = Linear4bit
+    layer = untyped(64, 64, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
+    return layer.to("cpu")  # quantizes the weights
+
+
+def _gradient_after_an_evaluation(layer: Any) -> Any:
+    """Return what a loss says of a layer's input, once the layer was evaluated."""
+    with torch.no_grad():
+        layer.eval()(torch.ones(3, 64, dtype=torch.bfloat16))
+    inputs = torch.ones(3, 64, dtype=torch.bfloat16, requires_grad=True)
+    layer.train()(inputs).float().sum().backward()
+    return inputs.grad
+
+
+@pytest.mark.filterwarnings("ignore:bitsandbytes..gemv_4bit. an autograd kernel:UserWarning")
+@pytest.mark.skipif(
+    not torch.cpu.get_capabilities().get("avx512_bf16"), reason="only with AVX512-BF16"
+)
+def test_evaluated_4bit_layers_pass_no_gradient() -> None:
+    assert _gradient_after_an_evaluation(_layer()) is None
+
+
+def test_gradients_pass_through_evaluated_4bit_layers() -> None:
+    layer = _layer()
+    stored: Any = layer.weight
+    weights = dequantize_4bit(stored.data, stored.quant_state).float()
+    training.keep_4bit_layers_trainable(layer)
+    gradient = _gradient_after_an_evaluation(layer)
+    assert gradient is not None
+    expected = weights.sum(dim=0).expand(3, -1)
+    torch.testing.assert_close(gradient.float(), expected, rtol=0.02, atol=0.02)

@@ -107,7 +107,7 @@ test: $(STAMP)all offline ## Run the test suite (MARK= picks other markers, for 
 	@$(VENV_PYTHON) -m pytest -m "$$MARK"
 
 test-contract: $(STAMP)all ## Check the rules for notebooks, lock, docs and package (seconds)
-	@$(VENV_PYTHON) -m pytest -m contract
+	@$(VENV_PYTHON) -m pytest -n 2 -m "contract and not unit" tests/contract tests/install
 
 test-unit: $(STAMP)all offline ## Test the cookbook package
 	@$(VENV_PYTHON) -m pytest -m unit

@@ -95,6 +95,7 @@ def code_lines(text: str) -> int:
     return len(lines)
 
 
+@pytest.mark.unit  # it imports torch and transformers: too slow for the layer that takes seconds
 def test_import_loads_no_group_package() -> None:
     report = imported_by_the_package(ROOT)
     assert {"cookbook.profiles", "cookbook.run", "cookbook.offline"} <= set(report["modules"])

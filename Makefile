@@ -34,7 +34,7 @@ NOTEBOOKS = $(sort $(wildcard $(addsuffix /*.ipynb,$(FOLDERS))))
 override FOLDER := $(patsubst %/,%,$(FOLDER))
 export NB FOLDER MARK JUPYTER_PORT
 # Set on many servers and in many containers: Python would then compile torch, transformers and trl
-# anew at every start, and each notebook would begin eight seconds later.
+# anew at every start, and each notebook would begin some seven seconds later.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help

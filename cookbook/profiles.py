@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[1]
 PROFILE_NAMES = ("cpu", "gpu16", "gpu80")
 SMALL_CARD = 40 * 2**30  # bytes; below this a card runs `gpu16`
-# The last one on GPUs only: a CPU has neither units for it nor a gradient scaler.
+# float16 on GPUs only: a CPU has neither units for it nor a gradient scaler.
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _WHOLE_NUMBERS = {"COOKBOOK_MAX_STEPS": "max_steps", "COOKBOOK_SEED": "seed"}
@@ -87,7 +87,7 @@ def compute_dtype() -> torch.dtype:
     """
     on_gpu = torch.cuda.is_available()
     if forced := os.environ.get("COOKBOOK_PRECISION"):
-        possible = list(PRECISIONS)[: 3 if on_gpu else 2]
+        possible = [name for name in PRECISIONS if on_gpu or name != "float16"]
         if forced not in possible:
             raise CookbookError(
                 f"COOKBOOK_PRECISION is {forced!r}; this device can train in "

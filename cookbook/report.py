@@ -81,11 +81,14 @@ def write_metrics(
     forgetting: tuple[Score, Score],
     resumed_from: str | None = None,
     comparison: dict[str, dict[str, float]] | None = None,
+    curves: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write `metrics.json` into the run's folder and return its content.
 
     `comparison` holds what each of several ways of training cost (`seconds`, `peak_memory_bytes`,
     ...), where a recipe compares some; `trainer` is then the one that the forgetting check is of.
+
+    `curves` names more logged values than the loss that are worth keeping, such as the reward.
 
     `resumed_from` is the checkpoint that training went on from, if any. Tokens are real ones (the
     trainer's `include_num_input_tokens_seen`); those seen before an interruption are in the
@@ -129,6 +132,8 @@ def write_metrics(
     }
     if comparison:
         content["comparison"] = comparison
+    if curves:
+        content["train"]["curves"] = {key: loss_curve(state.log_history, key) for key in curves}
     _write_atomically(folder / "metrics.json", json.dumps(content, indent=2) + "\n")
     return content
 
@@ -188,8 +193,13 @@ def plot_training(
     Several trainers, by name, share the axes.
     """
     trainers = trainer if isinstance(trainer, dict) else {"": trainer}
-    figure, axes = plt.subplots(1, len(keys), figsize=(5 * len(keys), 3.2), squeeze=False)
-    for axis, key in zip(axes[0], keys, strict=True):
+    columns = min(len(keys), 3)
+    lines = math.ceil(len(keys) / columns)
+    size = (5 * columns, 3.2 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False)
+    for axis in axes.flat[len(keys) :]:
+        axis.set_axis_off()
+    for axis, key in zip(axes.flat, keys):
         for (name, one), color in zip(trainers.items(), COLORS):
             curve = loss_curve(one.state.log_history, key)
             steps, values = [step for step, _ in curve], [value for _, value in curve]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cookbook.deduplicate import near_duplicates, near_duplicates_within
-from cookbook.offline import documentation, summaries
+from cookbook.offline import documentation, problems, summaries
 
 Facts = dict[str, int | str]
 Row = dict[str, str]
@@ -198,6 +198,22 @@ def editorial_sentiment(members: Mapping[str, Path], folder: Path) -> Facts:
         _write_rows(folder / f"{split}.jsonl", kept)
     finance_rows = sum(bool(row["finance"]) for row in rows["test"])
     return {"train": len(rows["train"]), "test": len(rows["test"]), "finance": finance_rows}
+
+
+def two_digit_sums(members: Mapping[str, Path], folder: Path) -> Facts:
+    """Write `train.jsonl` and `test.jsonl` with the columns `prompt`, `completion` and `answer`."""
+    return _write_problems(problems.sums(), folder)
+
+
+def finance_problems(members: Mapping[str, Path], folder: Path) -> Facts:
+    """Write the same columns and `template` and `unseen`: which kind, and what is new in a test."""
+    return _write_problems(problems.finance(), folder)
+
+
+def _write_problems(splits: Mapping[str, list[Row]], folder: Path) -> Facts:
+    for split, rows in splits.items():
+        _write_rows(folder / f"{split}.jsonl", rows)
+    return {split: len(rows) for split, rows in splits.items()}
 
 
 def _editorial(sentence: str) -> str:

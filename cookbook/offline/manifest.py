@@ -180,6 +180,18 @@ VADER = Source(
 EDITORIALS = Member("hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt", 607_629)
 
 
+OWN_TEMPLATES = Source(
+    package="templates in cookbook.offline.problems",
+    version="of this repository",
+    homepage="https://arxiv.org/abs/2110.14168",  # GSM8K, whose last line they follow
+    package_licence="MIT",
+    data_licence="MIT",
+    attribution=(
+        "Written for this cookbook; the line `#### figure` at a solution's end follows GSM8K"
+    ),
+)
+
+
 def _docstrings(package: str, homepage: str, licence: str) -> Source:
     return Source(
         package=package,
@@ -261,6 +273,27 @@ PRODUCTS = (
         note=(
             "The mean of 20 ratings from -4 to 4, cut at -0.5 and 0.5. No editorial is in both "
             "splits; the column `finance` marks the test sentences on economy and finance."
+        ),
+    ),
+    Product(
+        name="two-digit-sums",
+        becomes="sums with worked steps and a figure to check; `train` and `test`",
+        sources=(OWN_TEMPLATES,),
+        build=builders.two_digit_sums,
+        revision=2,
+        size=200_000,
+        note="18 of the 90 numbers occur in test problems alone.",
+    ),
+    Product(
+        name="finance-problems",
+        becomes="finance problems with worked steps and a figure to check; `train` and `test`",
+        sources=(OWN_TEMPLATES,),
+        build=builders.finance_problems,
+        revision=2,
+        size=250_000,
+        note=(
+            "12 templates with other numbers in the test split, and four templates that are in the "
+            "test split alone. No worked steps are in both splits."
         ),
     ),
 )

@@ -30,6 +30,7 @@ SHORTEST_COPY = 4  # lines; shorter pieces are alike by chance
 KNOWN_DISTRIBUTIONS = {
     "bitsandbytes": "bitsandbytes",
     "deeplake": "deeplake",
+    "math_verify": "math-verify",
     "peft": "peft",
     "rouge_score": "rouge-score",
     "sklearn": "scikit-learn",

@@ -1,5 +1,6 @@
 """The machine picks a profile, the environment overrides it, and nonsense stops early."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,16 @@ TABLE = {
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PROFILE", "MODEL", "DATASET", "MAX_STEPS", "SEED", "ALLOW_CPU", "PRECISION"):
+    for name in (
+        "PROFILE",
+        "MODEL",
+        "DATASET",
+        "MAX_STEPS",
+        "SEED",
+        "ALLOW_CPU",
+        "PRECISION",
+        "ANY_VERSION",
+    ):
         monkeypatch.delenv(f"COOKBOOK_{name}", raising=False)
 
 
@@ -126,7 +136,8 @@ def test_environment_is_complete_here() -> None:
 
 
 def _project(folder: Path, requirement: str) -> Path:
-    text = f'[project]\ndependencies = ["torch"]\n[dependency-groups]\npeft = ["{requirement}"]\n'
+    core = '[project]\ndependencies = ["torch", "transformers"]\n'
+    text = f'{core}[dependency-groups]\npeft = ["{requirement}"]\n'
     (folder / "pyproject.toml").write_text(text, encoding="utf-8")
     return folder
 
@@ -139,6 +150,30 @@ def test_a_missing_group_names_its_command(tmp_path: Path) -> None:
 def test_a_wrong_version_names_its_command(tmp_path: Path) -> None:
     with pytest.raises(CookbookError, match=r"peft .*needs >=99.*make install-peft"):
         check_environment("peft", _project(tmp_path, "peft (>=99)"))
+
+
+def test_any_version_names_the_wrong_ones_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COOKBOOK_ANY_VERSION", "1")
+    table = check_environment("peft", _project(tmp_path, "peft (>=99)"))
+    assert re.search(r"^other versions  peft \S+ \(needs >=99\)$", table, re.MULTILINE)
+    assert "other versions" not in check_environment("peft", _project(tmp_path, "peft"))
+
+
+@pytest.mark.parametrize("text", ["", "0"])
+def test_any_version_has_to_be_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("COOKBOOK_ANY_VERSION", text)
+    with pytest.raises(CookbookError, match=r"peft .*needs >=99"):
+        check_environment("peft", _project(tmp_path, "peft (>=99)"))
+
+
+def test_any_version_is_not_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COOKBOOK_ANY_VERSION", "1")
+    with pytest.raises(CookbookError, match="no-such-package is not installed.*install-peft"):
+        check_environment("peft", _project(tmp_path, "no-such-package"))
 
 
 def test_an_unknown_group_lists_the_groups(tmp_path: Path) -> None:

@@ -45,9 +45,9 @@ def model(name: str, with_weights: bool) -> dict[str, Any]:
     }
 
 
-def data_set(name: str) -> dict[str, Any]:
+def data_set(name: str, configuration: str | None) -> dict[str, Any]:
     """Return columns and number of rows of each split."""
-    splits = load_dataset(name)
+    splits = load_dataset(name, configuration)
     return {split: [rows.column_names, len(rows)] for split, rows in splits.items()}
 
 
@@ -73,15 +73,20 @@ def streamed(name: str) -> dict[str, Any]:
 def main(arguments: list[str]) -> None:
     """Load everything and print what came."""
     found: dict[str, Any] = {"models": {}, "datasets": {}}
-    for path in REPOSITORIES:
+    for path, repository in REPOSITORIES.items():
         kind, _, name = path.partition("/")
         with_weights = name != "openai-community/gpt2"
-        found[kind][name] = model(name, with_weights) if kind == "models" else data_set(name)
+        found[kind][name] = (
+            model(name, with_weights)
+            if kind == "models"
+            else data_set(name, repository.configuration)
+        )
     found["errors"] = [
         error_of(lambda: hf_hub_download(NOWHERE, "config.json")),
         error_of(lambda: hf_hub_download("tiiuae/falcon-7b", "nothing.json")),
         error_of(lambda: hf_hub_download("tiiuae/falcon-7b", "config.json", revision="v9")),
         error_of(lambda: load_dataset(NOWHERE)),
+        error_of(lambda: load_dataset("openai/gsm8k")),  # which of its configurations?
     ]
     if "--stream" in arguments:
         found["streamed"] = streamed("Skylion007/openwebtext")

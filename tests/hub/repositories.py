@@ -7,25 +7,36 @@ repository is one function and one line in `REPOSITORIES`.
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     FalconConfig,
     FalconForCausalLM,
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    GemmaTokenizer,
+    GenerationConfig,
     GPT2Config,
     GPT2Tokenizer,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
     T5Tokenizer,
@@ -34,7 +45,7 @@ from transformers import (
 
 from tests.hub import texts
 
-Row = dict[str, str]
+Row = dict[str, Any]
 
 SEED = 0
 VOCABULARY = 704  # tokens of a byte-level tokenizer: 256 bytes and merges
@@ -48,6 +59,61 @@ class Repository:
 
     write: Callable[[Path], None]
     linear_layers: int = 0  # what loading in 4 bits must replace: all but the output layer
+    configuration: str | None = None  # of a data set that does not load without naming one
+
+
+# --- Chat templates -------------------------------------------------------------------------
+
+# They render what the real ones render, in words of our own; tools are left out.
+_TURN = r"""{%- macro turn(role, text) %}
+{{- '<|im_start|>' + role + '\n' + text + '<|im_end|>\n' }}{% endmacro %}"""
+_ASK = r"{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{% endif %}"
+_QWEN2_5 = r"""
+{%- set usual = 'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.' %}
+{%- if messages[0].role != 'system' %}{{- turn('system', usual) }}{% endif %}
+{%- for message in messages %}{{- turn(message.role, message.content) }}{% endfor %}"""
+# Turns before the last question lose their reasoning; the last turn shows some, be it empty.
+_QWEN3 = r"""{%- set question = namespace(at=messages|length - 1) %}
+{%- for message in messages %}
+{%- if message.role == 'user' %}{% set question.at = loop.index0 %}{% endif %}
+{%- endfor %}
+{%- for message in messages %}
+{%- set text, thought = message.content, '' %}
+{%- if message.role == 'assistant' and message.reasoning_content is string %}
+{%- set thought = message.reasoning_content %}
+{%- elif message.role == 'assistant' and '</think>' in text %}
+{%- set thought = text.split('</think>')[0].split('<think>')[-1].strip('\n') %}
+{%- set text = text.split('</think>')[-1].lstrip('\n') %}
+{%- endif %}
+{%- if message.role == 'assistant' and loop.index0 > question.at and (loop.last or thought) %}
+{%- set thought = '<think>\n' + thought.strip('\n') + '\n</think>\n\n' %}
+{%- set text = thought + text.lstrip('\n') %}
+{%- endif %}
+{{- turn(message.role, text) }}
+{%- endfor %}"""
+_NO_THOUGHT = r"""{%- if add_generation_prompt and enable_thinking is defined %}
+{{- '' if enable_thinking else '<think>\n\n</think>\n\n' }}{% endif %}"""
+QWEN2_5_TEMPLATE = _TURN + _QWEN2_5 + _ASK
+QWEN3_TEMPLATE = _TURN + _QWEN3 + _ASK + _NO_THOUGHT
+# There is no system turn: its text opens the first question.
+GEMMA_TEMPLATE = r"""{{- bos_token }}
+{%- set opening, turns = '', messages %}
+{%- if messages[0].role == 'system' %}
+{%- set opening, turns = messages[0].content, messages[1:] %}
+{%- set opening = (opening if opening is string else opening[0].text) + '\n\n' %}
+{%- endif %}
+{%- for turn in turns %}
+{%- if (turn.role == 'user') != (loop.index0 % 2 == 0) %}
+{{- raise_exception('Turns of user and assistant must alternate') }}
+{%- endif %}
+{{- '<start_of_turn>' + ('model' if turn.role == 'assistant' else turn.role) + '\n' }}
+{{- opening if loop.first }}
+{%- for part in ([{'text': turn.content}] if turn.content is string else turn.content) %}
+{{- '<start_of_image>' if part.type == 'image' else part.text|trim }}
+{%- endfor %}
+{{- '<end_of_turn>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<start_of_turn>model\n' }}{% endif %}"""
 
 
 # --- Tokenizers -----------------------------------------------------------------------------
@@ -77,6 +143,58 @@ def _byte_level(special_tokens: list[str]) -> Tokenizer:
     return tokenizer
 
 
+def _learned(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what transformers builds a trained BPE tokenizer from again."""
+    model = json.loads(tokenizer.to_str())["model"]
+    return {"vocab": model["vocab"], "merges": [tuple(pair) for pair in model["merges"]]}
+
+
+def _add(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[str], special: bool = True) -> None:
+    tokenizer.add_tokens([AddedToken(one, special=special, normalized=False) for one in tokens])
+
+
+def _qwen_tokenizer(folder: Path, template: str, plain: Sequence[str]) -> Qwen2Tokenizer:
+    """Write a tokenizer as of Qwen and return it: its own tokens are the last ids, no BOS.
+
+    The `plain` ones are not special: decoding without special tokens keeps them.
+    """
+    tokenizer = Qwen2Tokenizer(**_learned(_byte_level([])), model_max_length=131072)
+    _add(tokenizer, ("<|im_start|>", "<|im_end|>"))
+    _add(tokenizer, plain, special=False)
+    tokenizer.eos_token = "<|im_end|>"  # while <|endoftext|> stays the pad token
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder, save_jinja_files=False)  # the template lies in the settings
+    tokenizer.backend_tokenizer.model.save(str(folder))
+    return tokenizer
+
+
+def _gemma_tokenizer(folder: Path, **settings: str) -> GemmaTokenizer:
+    """Write a tokenizer as of Gemma 3 and return it: BPE that falls back on bytes.
+
+    It begins each text with `<bos>`, and so does the template: called on a rendered conversation,
+    it gives two. A turn ends with `<end_of_turn>`, which is not the EOS token.
+    """
+    marks = "pad eos bos unk mask start_of_turn end_of_turn start_of_image end_of_image".split()
+    special = [f"<{mark}>" for mark in marks]
+    trained = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))],
+        initial_alphabet=[chr(code) for code in range(33, 127)],
+        show_progress=False,
+    )
+    trained.train_from_iterator(_corpus(), trainer)
+    images = {"boi_token": special[-2], "eoi_token": special[-1]}
+    images["image_token"] = "<image_soft_token>"  # the last id, as there
+    learned = _learned(trained) | {"extra_special_tokens": images, **settings}
+    tokenizer = GemmaTokenizer(**learned, add_bos_token=True)
+    _add(tokenizer, special)
+    tokenizer.chat_template = GEMMA_TEMPLATE
+    tokenizer.save_pretrained(folder, save_jinja_files=False)
+    return tokenizer
+
+
 def _unigram() -> list[tuple[str, float]]:
     """Return tokens and their scores in the order of T5: sentinels last, `<extra_id_0>` the end."""
     tokenizer = Tokenizer(models.Unigram())
@@ -96,13 +214,23 @@ def _unigram() -> list[tuple[str, float]]:
 # --- Models ---------------------------------------------------------------------------------
 
 
-def _save(model: PreTrainedModel, folder: Path, published: dict[str, Any], shards: str) -> None:
+def _save(
+    model: PreTrainedModel,
+    folder: Path,
+    published: dict[str, Any],
+    shards: str,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Write a model and its configuration as published.
 
     `shards` is the size at which the weights are cut into files. `published` has what the real
-    `config.json` says and transformers would not write today; None removes an entry.
+    `config.json` says and transformers would not write today; None removes an entry. `weights` are
+    the model's own, where the real files name them as transformers would not today.
     """
-    model.save_pretrained(folder, max_shard_size=shards)
+    today = weights is None
+    model.save_pretrained(
+        folder, max_shard_size=shards, state_dict=weights, save_original_format=today
+    )
     dtype = str(model.dtype).removeprefix("torch.")
     _publish(folder, {"dtype": None, "torch_dtype": dtype, **published})
 
@@ -208,6 +336,139 @@ def opt_1_3b(folder: Path) -> None:
     )
     set_seed(SEED)
     _save(OPTForCausalLM(config).half(), folder, {"prefix": "</s>"}, shards="5GB")
+
+
+def _qwen(
+    folder: Path,
+    tokenizer: Qwen2Tokenizer,
+    classes: tuple[Callable[..., Any], Callable[..., PreTrainedModel]],
+    sampling: dict[str, float],
+    shards: str,
+) -> None:
+    """Write a model as of Qwen; `sampling` is how it generates unless told otherwise."""
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    set_seed(SEED)
+    config = classes[0](
+        vocab_size=len(tokenizer) + 8,  # more rows than tokens, as there
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS // 2,
+        bos_token_id=pad,
+        eos_token_id=end,
+    )
+    model = classes[1](config).bfloat16()
+    ends = {"bos_token_id": pad, "pad_token_id": pad, "eos_token_id": [end, pad]}
+    model.generation_config = GenerationConfig(do_sample=True, top_k=20, **sampling, **ends)
+    _save(model, folder, {"rope_theta": 1e6, "rope_parameters": None, "layer_types": None}, shards)
+
+
+def qwen2_5_instruct(folder: Path) -> None:
+    """Write Qwen2.5 as in 0.5B and 1.5B: tied, grouped keys and values, biases on q, k and v."""
+    tokenizer = _qwen_tokenizer(folder, QWEN2_5_TEMPLATE, plain=())
+    sampling = {"temperature": 0.7, "top_p": 0.8, "repetition_penalty": 1.1}
+    config = partial(Qwen2Config, tie_word_embeddings=True)
+    _qwen(folder, tokenizer, (config, Qwen2ForCausalLM), sampling, shards="5GB")
+
+
+def qwen3(folder: Path, tied: bool) -> None:
+    """Write Qwen3 as in 1.7B (tied) or 14B (not): q and k are normed, the head size is explicit."""
+    tokenizer = _qwen_tokenizer(folder, QWEN3_TEMPLATE, plain=("<think>", "</think>"))
+    sampling = {"temperature": 0.6, "top_p": 0.95}
+    config = partial(Qwen3Config, tie_word_embeddings=tied, head_dim=WIDTH // HEADS)
+    _qwen(folder, tokenizer, (config, Qwen3ForCausalLM), sampling, shards="200KB")
+
+
+def _gemma_text(rows: int, key_value_heads: int) -> dict[str, Any]:
+    """Return the dimensions of a text model as of Gemma 3, under the published names."""
+    return {
+        "model_type": "gemma3_text",
+        "vocab_size": rows,
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": key_value_heads,
+        "head_dim": 2 * WIDTH // HEADS,  # heads times this is not the hidden size, as there
+        "query_pre_attn_scalar": 2 * WIDTH // HEADS,
+        "sliding_window": 64,
+        "sliding_window_pattern": LAYERS,  # the last layer sees the whole text; there each sixth
+    }
+
+
+def _save_gemma(
+    model: PreTrainedModel, folder: Path, published: dict[str, Any], **layout: Any
+) -> None:
+    ends = {"bos_token_id": 2, "pad_token_id": 0, "eos_token_id": published["eos_token_id"]}
+    settings = {"top_k": 64, "top_p": 0.95, "cache_implementation": "hybrid"}
+    model.generation_config = GenerationConfig(do_sample=True, **settings, **ends)
+    _save(model, folder, published, **layout)
+
+
+def gemma_3_1b_it(folder: Path) -> None:
+    """Write Gemma 3 as in 1B: text only, one key/value head, and one row fewer than tokens.
+
+    The token without a row stands for images. There, a person has to accept the licence first.
+    """
+    tokenizer = _gemma_tokenizer(folder)
+    published: dict[str, Any] = {
+        **_gemma_text(rows=len(tokenizer) - 1, key_value_heads=1),
+        "eos_token_id": [1, tokenizer.convert_tokens_to_ids("<end_of_turn>")],
+    }
+    set_seed(SEED)
+    model = Gemma3ForCausalLM(Gemma3TextConfig(**published)).bfloat16()
+    absent = {"rope_parameters": None, "layer_types": None}
+    _save_gemma(model, folder, {**published, "rope_theta": 1e6, **absent}, shards="5GB")
+
+
+def gemma_3_4b_it(folder: Path) -> None:
+    """Write Gemma 3 as in 4B: a SigLIP tower and a projector before the text model."""
+    tokenizer = _gemma_tokenizer(folder, processor_class="Gemma3Processor")
+    side, image_tokens = 56, 4  # pixels, and what becomes of sixteen patches
+    text = _gemma_text(rows=len(tokenizer) + 63, key_value_heads=HEADS // 2)
+    published: dict[str, Any] = {
+        "eos_token_id": [1, tokenizer.convert_tokens_to_ids("<end_of_turn>")],
+        "boi_token_index": tokenizer.convert_tokens_to_ids("<start_of_image>"),
+        "eoi_token_index": tokenizer.convert_tokens_to_ids("<end_of_image>"),
+        "image_token_index": tokenizer.convert_tokens_to_ids("<image_soft_token>"),
+        "mm_tokens_per_image": image_tokens,
+        "text_config": {**text, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}},
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": WIDTH,
+            "intermediate_size": 2 * WIDTH,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": HEADS,
+            "image_size": side,
+            "patch_size": side // 4,
+            "vision_use_head": False,
+        },
+    }
+    set_seed(SEED)
+    model = Gemma3ForConditionalGeneration(Gemma3Config(**published)).bfloat16()
+    # Named as there. The output layer is the embedding, and not written twice.
+    weights = {
+        name.removeprefix("model.")
+        .replace("language_model.", "language_model.model.")
+        .replace("vision_tower.", "vision_tower.vision_model."): weight
+        for name, weight in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
+    _save_gemma(model, folder, published, shards="200KB", weights=weights)
+    processor = {"processor_class": "Gemma3Processor", "image_seq_length": image_tokens}
+    images = {
+        "image_processor_type": "Gemma3ImageProcessor",
+        "size": {"height": side, "width": side},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    for name, content in (
+        ("processor_config", processor),
+        ("preprocessor_config", {**processor, **images}),
+        ("chat_template", {"chat_template": GEMMA_TEMPLATE}),  # once more, for the processor
+    ):
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def gpt2(folder: Path) -> None:
@@ -323,6 +584,96 @@ def openwebtext(folder: Path) -> None:
     _card(folder, {"configs": [configuration]})
 
 
+def _gsm8k(count: int, split: str, socratic: bool = False) -> Iterator[Row]:
+    random = Random(f"gsm8k {split}")
+    for _ in range(count):
+        question, steps = texts.word_problem(random)
+        lines = [
+            (f"{ask} ** " if socratic else "")
+            + f"That is {work} = <<{work.replace(' ', '')}={value}>>{value}."
+            for ask, work, value in steps
+        ]
+        result = int(steps[-1][-1])
+        final = random.choice([f"{result:,}", f"{result}"])  # 1,200 or 1200, as there
+        yield {"question": question, "answer": "\n".join([*lines, f"#### {final}"])}
+
+
+def gsm8k(folder: Path) -> None:
+    """Write word problems with worked answers, in two configurations; neither is the default."""
+    configurations = []
+    for name in ("main", "socratic"):
+        for split, count in (("train", 260), ("test", 36)):
+            rows = list(_gsm8k(count, split, socratic=name == "socratic"))
+            _parquet(folder / name / f"{split}-00000-of-00001.parquet", rows)
+        files = [{"split": split, "path": f"{name}/{split}-*"} for split in ("train", "test")]
+        configurations.append({"config_name": name, "data_files": files})
+    _card(folder, {"configs": configurations})
+
+
+def _finqa(count: int) -> Iterator[Row]:
+    random = Random("finqa")
+    columns = ("Open-ended Verifiable Question", "Ground-True Answer", "Complex_CoT", "Response")
+    for _ in range(count):
+        yield dict(zip(columns, texts.finance_problem(random), strict=True))
+
+
+def fino1_reasoning_path_finqa(folder: Path) -> None:
+    """Write questions about a table inside a text, with reasoning and an answer in prose."""
+    _parquet(folder / "data" / "train.parquet", list(_finqa(260)))
+
+
+def _openmath(count: int) -> Iterator[Row]:
+    random = Random("openmath")
+    for number in range(count):
+        problem, steps = texts.word_problem(random, whole=number % 3 > 0)
+        top, bottom = steps[-1][-1].as_integer_ratio()
+        answer = str(top) if bottom == 1 else f"\\frac{{{top}}}{{{bottom}}}"
+        work = " ".join(f"{ask} That is ${work}={value}$." for ask, work, value in steps)
+        thought = f"Okay. {texts.sentence(random)} {work}\n\nWait, once more. {work} Yes."
+        yield {
+            "expected_answer": answer,
+            "problem_type": "has_answer_extracted",
+            "problem_source": "aops_c4_high_school_math",
+            "generation_model": "DeepSeek-R1",
+            "pass_rate_72b_tir": random.choice(["0.96875", "0.53125", "n/a"]),
+            "problem": problem,
+            "generated_solution": f"<think>\n{thought}\n</think>{work} So $\\boxed{{{answer}}}$.",
+            "inference_mode": "cot",
+        }
+
+
+def openmathreasoning_mini(folder: Path) -> None:
+    """Write problems and solutions with the reasoning before them; the only split is `cot`."""
+    _single(folder, "cot", list(_openmath(260)))
+
+
+def _finetome(count: int) -> Iterator[Row]:
+    random = Random("finetome")
+    for _ in range(count):
+        turns = []
+        if random.random() < 0.2:
+            turns.append({"from": "system", "value": texts.sentence(random)})
+        for _ in range(random.randint(1, 3)):
+            asked = f"{texts.sentence(random)} {texts.question(random)}"
+            turns.append({"from": "human", "value": asked})
+            turns.append({"from": "gpt", "value": texts.answer(random)})
+        source = random.choice(["infini-instruct-top-500k", "WebInstructSub_axolotl"])
+        score = round(random.uniform(2.5, 5.3), 6)
+        yield {"conversations": turns, "source": source, "score": score}
+
+
+def finetome_100k(folder: Path) -> None:
+    """Write conversations of `human` and `gpt`, some after a `system` turn."""
+    _single(folder, "train", list(_finetome(260)))
+
+
+def _single(folder: Path, split: str, rows: list[Row]) -> None:
+    """Write the only split of a data set; the card tells its name."""
+    _parquet(folder / "data" / f"{split}-00000-of-00001.parquet", rows)
+    files = [{"split": split, "path": f"data/{split}-*"}]
+    _card(folder, {"configs": [{"config_name": "default", "data_files": files}]})
+
+
 def _parquet(path: Path, rows: list[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
@@ -339,10 +690,21 @@ REPOSITORIES = {
     "models/google/flan-t5-base": Repository(flan_t5_base),
     "models/facebook/opt-1.3b": Repository(opt_1_3b, linear_layers=6 * LAYERS),
     "models/openai-community/gpt2": Repository(gpt2),
+    "models/Qwen/Qwen2.5-0.5B-Instruct": Repository(qwen2_5_instruct, linear_layers=7 * LAYERS),
+    "models/Qwen/Qwen2.5-1.5B-Instruct": Repository(qwen2_5_instruct, linear_layers=7 * LAYERS),
+    "models/Qwen/Qwen3-1.7B": Repository(partial(qwen3, tied=True), linear_layers=7 * LAYERS),
+    "models/Qwen/Qwen3-14B": Repository(partial(qwen3, tied=False), linear_layers=7 * LAYERS),
+    "models/google/gemma-3-1b-it": Repository(gemma_3_1b_it, linear_layers=7 * LAYERS),
+    # Seven in each text layer and six in each vision layer; the projector has none.
+    "models/google/gemma-3-4b-it": Repository(gemma_3_4b_it, linear_layers=13 * LAYERS),
     "datasets/timdettmers/openassistant-guanaco": Repository(openassistant_guanaco),
     "datasets/knkarthick/dialogsum": Repository(dialogsum),
     "datasets/FinGPT/fingpt-sentiment-train": Repository(fingpt_sentiment_train),
     "datasets/Skylion007/openwebtext": Repository(openwebtext),
+    "datasets/openai/gsm8k": Repository(gsm8k, configuration="main"),
+    "datasets/TheFinAI/Fino1_Reasoning_Path_FinQA": Repository(fino1_reasoning_path_finqa),
+    "datasets/unsloth/OpenMathReasoning-mini": Repository(openmathreasoning_mini),
+    "datasets/mlabonne/FineTome-100k": Repository(finetome_100k),
 }
 
 

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from hashlib import sha256
 from http.client import HTTPConnection, HTTPMessage
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
 import pytest
+from transformers import AutoTokenizer
 
 from cookbook.deduplicate import near_duplicates_within
 from cookbook.profiles import ROOT
@@ -19,11 +22,20 @@ from tests.hub.server import UNSET, LoopbackHub, Request
 
 pytestmark = pytest.mark.hub
 
+QWEN = [None, 706, 704]  # BOS, EOS and pad: <|endoftext|>, <|im_start|> and <|im_end|> come last
 FALCON = "/tiiuae/falcon-7b/resolve/main"
 WEIGHTS = f"{FALCON}/model-00001-of-00002.safetensors"
 FALCON_API = "/api/models/tiiuae/falcon-7b"
 WEB_API = "/api/datasets/Skylion007/openwebtext"
 TALK_COLUMNS = ["id", "dialogue", "summary", "topic"]
+REASONING_COLUMNS = [
+    "Open-ended Verifiable Question",
+    *("Ground-True Answer", "Complex_CoT", "Response"),
+]
+MATH_COLUMNS = (
+    "expected_answer problem_type problem_source generation_model pass_rate_72b_tir problem "
+    "generated_solution inference_mode"
+).split()
 
 
 class Visit:
@@ -65,6 +77,17 @@ def visits(
         ),
         ("facebook/opt-1.3b", ("OPTForCausalLM", "torch.float16", [2, 2, 1], False)),
         ("openai-community/gpt2", ("GPT2LMHeadModel", "torch.float32", [704, 704, None], False)),
+        *(
+            (f"Qwen/Qwen2.5-{size}-Instruct", ("Qwen2ForCausalLM", "torch.bfloat16", QWEN, False))
+            for size in ("0.5B", "1.5B")
+        ),
+        ("Qwen/Qwen3-1.7B", ("Qwen3ForCausalLM", "torch.bfloat16", QWEN, False)),
+        ("Qwen/Qwen3-14B", ("Qwen3ForCausalLM", "torch.bfloat16", QWEN, True)),
+        ("google/gemma-3-1b-it", ("Gemma3ForCausalLM", "torch.bfloat16", [2, 1, 0], False)),
+        (
+            "google/gemma-3-4b-it",
+            ("Gemma3ForConditionalGeneration", "torch.bfloat16", [2, 1, 0], False),
+        ),
     ],
 )
 def test_models_are_of_the_true_architecture(
@@ -72,10 +95,12 @@ def test_models_are_of_the_true_architecture(
 ) -> None:
     got = visits[0].got["models"][name]
     assert (got["class"], got["dtype"], got["special"], got["own_output_layer"]) == expected
-    assert got["chat_template"] is None, "all of them are base models"
+    talks = name.startswith("Qwen/") or name.endswith("-it")
+    assert bool(got["chat_template"]) == talks, "the others are base models"
     assert got["text"].replace(" ", "") == "#Person1#:Couldyourepairtheoldlamp?"
     marks = {"facebook/opt-1.3b": (0, 2), "google/flan-t5-base": (-1, 1)}
-    if name in marks:  # OPT begins each text with </s>, T5 ends each with it
+    marks["google/gemma-3-4b-it"] = (0, 2)
+    if name in marks:  # OPT begins each text with </s>, Gemma with <bos>, T5 ends each with </s>
         place, token = marks[name]
         assert got["ids"][place] == token
 
@@ -94,6 +119,13 @@ def test_models_are_of_the_true_architecture(
         ),
         ("FinGPT/fingpt-sentiment-train", {"train": [["input", "output", "instruction"], 410]}),
         ("Skylion007/openwebtext", {"train": [["text"], 800]}),
+        (
+            "openai/gsm8k",
+            {"train": [["question", "answer"], 260], "test": [["question", "answer"], 36]},
+        ),
+        ("TheFinAI/Fino1_Reasoning_Path_FinQA", {"train": [REASONING_COLUMNS, 260]}),
+        ("unsloth/OpenMathReasoning-mini", {"cot": [MATH_COLUMNS, 260]}),
+        ("mlabonne/FineTome-100k", {"train": [["conversations", "source", "score"], 260]}),
     ],
 )
 def test_data_sets_have_the_true_splits_and_columns(
@@ -113,6 +145,7 @@ def test_the_clients_get_the_errors_of_the_hub(visits: tuple[Visit, Visit]) -> N
         "RemoteEntryNotFoundError",
         "RevisionNotFoundError",
         "DatasetNotFoundError",
+        "ValueError",
     ]
 
 
@@ -294,6 +327,41 @@ def test_models_are_the_same_every_time(repositories: Path, tmp_path: Path) -> N
         )
 
 
+@pytest.mark.parametrize(
+    ("name", "real"),
+    [
+        ("Qwen/Qwen2.5-0.5B-Instruct", "qwen2_5"),
+        ("Qwen/Qwen3-14B", "qwen3"),
+        ("google/gemma-3-4b-it", "gemma3"),
+    ],
+)
+def test_chat_templates_render_what_the_real_ones_render(
+    repositories: Path, name: str, real: str
+) -> None:
+    spec = find_spec("trl")  # which keeps a copy of the real templates
+    assert spec and spec.origin
+    path = Path(spec.origin).with_name("chat_templates") / f"{real}.jinja"
+    template = path.read_text(encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(repositories / "models" / name)
+    opening: tuple[list[Any], ...] = ([], [{"role": "system", "content": "Be brief."}])
+    asked = {"role": "user", "content": " What is 2 + 2?\n"}
+    answers = (
+        {"content": "<think>\nTwo and two.\n</think>\n\n4"},
+        {"content": "4", "reasoning_content": "Two and two.\n"},
+        {"content": "\n4"},
+    )
+    settings: tuple[dict[str, Any], ...] = (
+        *({}, {"add_generation_prompt": True}),
+        *({"add_generation_prompt": True, "enable_thinking": one} for one in (True, False)),
+    )
+    for first, answer, turns, how in product(opening, answers, range(1, 5), settings):
+        talk = [*first, *([asked, {"role": "assistant", **answer}] * 2)[:turns]]
+        ours = tokenizer.apply_chat_template(talk, tokenize=False, **how)
+        assert ours == tokenizer.apply_chat_template(
+            talk, chat_template=template, tokenize=False, **how
+        )
+
+
 def test_rows_are_no_near_duplicates() -> None:
     # Scores on rows that training has seen would prove nothing. What repeats on the real Hub (the
     # dialogues of the test split, rows of the sentiment set) is left out here.
@@ -304,6 +372,17 @@ def test_rows_are_no_near_duplicates() -> None:
             row["dialogue"] for split, count in talks for row in written._dialogsum(count, split, 1)
         ],
         "sentiment": [row["input"] for row in written._sentiment(330)],
+        "gsm8k": [
+            row["question"]
+            for split, count in (("train", 260), ("test", 36))
+            for row in written._gsm8k(count, split)
+        ],
+        "finqa": [row["Open-ended Verifiable Question"] for row in written._finqa(260)],
+        "openmath": [row["problem"] for row in written._openmath(260)],
+        "finetome": [
+            next(turn["value"] for turn in row["conversations"] if turn["from"] == "human")
+            for row in written._finetome(260)
+        ],
     }
     for name, texts in columns.items():
         assert not near_duplicates_within(texts), name

@@ -4,6 +4,7 @@ A word is drawn for every few words of a sentence, so that rows differ from each
 their runs of five words: none is a near-duplicate of another.
 """
 
+from fractions import Fraction
 from random import Random
 
 NAMES = "Ada Bruno Carla Dmitri Elif Farah Goran Hana Ivo Jasmin Karim Lena Mato Nadia".split()
@@ -148,3 +149,73 @@ def news(random: Random, label: str) -> str:
         f"{figure} {move}, {amount} {cause}, a {pick(LOOKS)} {pick(THINGS)} for its owners.",
     ]
     return pick(shapes)
+
+
+Step = tuple[str, str, Fraction]  # a question, a calculation and its value
+
+
+def word_problem(random: Random, whole: bool = True) -> tuple[str, list[Step]]:
+    """Return a problem and the steps to its result, which is a fraction unless it must be whole."""
+    pick, number = random.choice, random.randint
+    name, job, look, place, reason = (pick(one) for one in (NAMES, JOBS, LOOKS, PLACES, REASONS))
+    thing, other = random.sample(THINGS, 2)
+    few, days, some, price = number(2, 9), number(3, 14), number(11, 60), number(20, 450)
+    rest = some * few if whole else some * few + 1
+    grown = (
+        f"{name} {pick(ACTIONS)} {some} {look} {thing}s {place}, and a {pick(QUALITIES)} {job} "
+        f"{few} times as many, since {reason}. How many is that in all?",
+        [
+            ("The others?", f"{some} * {few}", Fraction(some * few)),
+            ("In all?", f"{some * few} + {some}", Fraction(some * few + some)),
+        ],
+    )
+    paid = (
+        f"A {look} {thing} costs ${price} {place}, a {other} ${some}. What must {name} pay the "
+        f"{job} for {few} {thing}s and {days} {pick(LOOKS)} {other}s?",
+        [
+            (f"For the {thing}s?", f"{price} * {few}", Fraction(price * few)),
+            (f"For the {other}s?", f"{some} * {days}", Fraction(some * days)),
+            ("In all?", f"{price * few} + {some * days}", Fraction(price * few + some * days)),
+        ],
+    )
+    shared = (
+        f"Of {rest + days} {look} {thing}s, {name} gave {days} to a {job} {place}. As {reason}, "
+        f"{few} {pick(QUALITIES)} guests share the others. How many has each?",
+        [
+            (f"How many {thing}s are left?", f"{rest + days} - {days}", Fraction(rest)),
+            ("How many has each?", f"{rest} / {few}", Fraction(rest, few)),
+        ],
+    )
+    problem, steps = pick([grown, paid, shared]) if whole else shared
+    return f"{sentence(random)} {problem}", steps
+
+
+def finance_problem(random: Random) -> tuple[str, str, str, str]:
+    """Return a question about a table, its answer, reasoning and an answer in prose."""
+    figure, other = random.sample(FIGURES, 2)
+    year = random.randint(2003, 2019)
+    new, old, more, less = (random.randint(20, 990) for _ in range(4))
+    kinds = [
+        ("by what percent did it change?", f"({new} - {old}) / {old}", f"{new / old - 1:.1%}"),
+        ("what was the change, in millions?", f"{new} - {old}", str(new - old)),
+        ("what is its ratio to the earlier one?", f"{new} / {old}", f"{new / old:.5f}"),
+        ("was it higher than before?", f"{new} > {old}", "yes" if new > old else "no"),
+    ]
+    ask, work, answer = random.choices(kinds, weights=(4, 3, 3, 1))[0]
+    before, after = (news(random, random.choice(list(MOVES))) for _ in range(2))
+    question = (
+        "Please answer the given financial question based on the context.\n"
+        f"Context: {before} {sentence(random)}\n|EUR million|{year}|{year - 1}|\n"
+        f"|{figure}|{new}|{old}|\n|{other}|{more}|{less}|\n{after}\n"
+        f"Question: looking at {figure} in {year}, {ask}\nAnswer:"
+    )
+    thought = (
+        f"First the table: {figure} is {new} for {year} and {old} for the year before. There is "
+        f"{other} too, but nobody asks for it.\n\nHmm. {sentence(random)} That does not matter."
+        f"\n\nSo I need {work}, which is {answer}. I see no trap in that."
+    )
+    response = (
+        f"In {year}, {figure} was EUR {new} million, after EUR {old} million the year before. "
+        f"From {work} follows the answer: {answer}."
+    )
+    return question, answer, thought, response

@@ -24,6 +24,7 @@ Lead = Callable[[LoopbackHub, str], Path]
 
 FALCON = ROOT / "02-PEFT" / "Falcon-7B-LoRA.ipynb"
 OPT = ROOT / "03-Instruction-Tuning" / "Financial-Sentiment-OPT.ipynb"
+GEMMA = ROOT / "04-Reasoning-Tuning" / "Financial-Reasoning-Gemma-3.ipynb"
 # What comes before training need not be measured on many rows.
 QUICK = {
     '"eval_examples": 256': '"eval_examples": 4',
@@ -36,6 +37,7 @@ NEEDED = {
     "knkarthick/dialogsum": "summary",
     "FinGPT/fingpt-sentiment-train": "output",
     "Skylion007/openwebtext": "text",
+    "TheFinAI/Fino1_Reasoning_Path_FinQA": "Ground-True Answer",
 }
 
 
@@ -100,3 +102,12 @@ def test_a_missing_column_is_named(path: Path, own_hub: LoopbackHub, lead_to: Le
     _rename_column(own_hub.root / "datasets" / dataset, NEEDED[dataset], "renamed")
     said = _complaint(path, lead_to(own_hub, "gpu16"))
     assert NEEDED[dataset] in said and "renamed" in said, "which is missing, and which are there"
+
+
+def test_a_vision_model_whose_text_weights_are_not_found_is_refused(
+    hub: LoopbackHub, lead_to: Lead, tmp_path: Path
+) -> None:
+    # Without the mapping of names transformers starts the text half from random weights.
+    removed = {'key_mapping={r"^language_model\\.model\\.": "model."},': ""}
+    said = _complaint(with_changes(GEMMA, tmp_path, removed), lead_to(hub, "gpu80"))
+    assert "random weights" in said

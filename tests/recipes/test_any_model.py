@@ -75,6 +75,14 @@ def as_labels(folder: Path) -> Path:
     return path
 
 
+def as_problems(folder: Path) -> Path:
+    """A JSONL file of problems with a figure on the last line, one of them without a completion."""
+    rows = [
+        {"prompt": sentence(n), "completion": f"{n}+1={n + 1}\n#### {n + 1}"} for n in range(60)
+    ]
+    return _jsonl(folder / "problems.jsonl", [*rows, {"prompt": "What?", "completion": " "}])
+
+
 def _jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -86,6 +94,11 @@ OWN: dict[str, tuple[str, dict[str, Any], Callable[[Path], Path]]] = {
     "02-PEFT/Falcon-7B-LoRA": ("mistral", {"num_key_value_heads": 1}, as_messages),
     "03-Instruction-Tuning/Financial-Sentiment-OPT": ("phi", {}, as_labels),
     "03-Instruction-Tuning/Summarization-FLAN-T5": ("llama", {}, as_documents),
+    "04-Reasoning-Tuning/Financial-Reasoning-Gemma-3": (
+        "qwen2",
+        {"num_key_value_heads": 1},
+        as_problems,
+    ),
 }
 
 

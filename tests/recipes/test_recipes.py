@@ -28,6 +28,9 @@ MUST_BEAT = {
         f"rouge{kind}_{way}": "lead" for kind in "1L" for way in ("full", "lora")
     },
     "03-Instruction-Tuning/Financial-Sentiment-OPT": {"macro_f1": "few_shot"},
+    "04-Reasoning-Tuning/Financial-Reasoning-Gemma-3": {
+        f"exact_match_unseen_{kind}": "three_shot" for kind in ("numbers", "template")
+    },
 }
 NOTEBOOKS = record.notebooks()
 

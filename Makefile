@@ -32,7 +32,7 @@ SOURCES := cookbook scripts tests
 NOTEBOOKS = $(sort $(wildcard $(addsuffix /*.ipynb,$(FOLDERS))))
 
 override FOLDER := $(patsubst %/,%,$(FOLDER))
-export NB FOLDER MARK JUPYTER_PORT
+export NB FOLDER MARK JUPYTER_PORT RECIPE PROFILE STEPS
 # Set on many servers and in many containers: Python would then compile torch, transformers and trl
 # anew at every start, and each notebook would begin some seven seconds later.
 unexport PYTHONDONTWRITEBYTECODE
@@ -41,8 +41,8 @@ unexport PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
 .PHONY: help install install-full-finetuning install-peft install-instruction-tuning \
 	install-reasoning install-dev install-all lock offline quickstart notebook notebooks test \
-	test-contract test-unit test-hub test-recipes lint format jupyter script record gallery clean \
-	check-notebook check-folder
+	test-contract test-unit test-hub test-recipes lint format jupyter script record gallery gpu-check \
+	clean check-notebook check-folder
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-28s %s\n", $$1, $$2 }' Makefile
@@ -116,6 +116,11 @@ test-hub: $(STAMP)all offline ## Walk through the GPU profiles on the CPU, again
 	@$(VENV_PYTHON) -m pytest -m hub
 
 test-recipes: notebooks ## The same as make notebooks
+
+# Where nothing can be installed: python3 -m tests.gpu.check, with any Python that has the packages.
+gpu-check: $(STAMP)all ## Measure the recipes at full size on this machine's GPU (RECIPE=, PROFILE=, STEPS=)
+	@$(VENV_PYTHON) -m tests.gpu.check $(if $(RECIPE),--recipe $$RECIPE) \
+		$(if $(PROFILE),--profile $$PROFILE) $(if $(STEPS),--steps "$$STEPS")
 
 lint: $(STAMP)all ## Check style and types of Python files and notebooks
 	@$(BIN)/black --check $(SOURCES)

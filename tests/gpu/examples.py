@@ -1,0 +1,189 @@
+"""Data of our own for each recipe, long enough to fill what its profile allows.
+
+Rows reach `max_length`, so that the memory measured is the profile's worst case in training. Only
+the first training rows are short: some recipes show them as examples in a prompt, which with long
+ones would be longer than any real one. The split `test` has as many rows as the largest evaluation
+batch: more would take time alone, and random weights score nothing.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from tests.hub import texts
+
+Row = dict[str, Any]
+Settings = dict[str, Any]
+
+# Rows of the test split for each row of a training batch: no recipe evaluates in larger batches.
+TEST_BATCHES = 4
+LEAST_TEST_ROWS = 8
+SHOTS = 4  # first training rows, which may come to stand in a prompt
+LEAST_ROWS = 96  # other training rows
+SHOT_SHARE = 1 / 3  # of the length of the others
+END_OF_TURN = 2  # tokens that a template writes after a completion
+LABELS = ("negative", "neutral", "positive")
+WORDS = 60_000  # different ones: more than the 50,257 tokens that GPT-2's tokenizer is to learn
+FULL = 0.9  # share of `max_length` that rows must reach for a run to count as a worst case
+
+
+@dataclass(frozen=True)
+class Examples:
+    """How one recipe's rows are made.
+
+    `make` takes a writer of texts, how many tokens a row may have, and a number that tells rows
+    apart. `spare` are the tokens that the recipe's template and instruction add to a row.
+    """
+
+    make: Callable[["Writer", int, int], Row]
+    spare: int = 0
+    # Whether the tokens that the trainer counts are those of whole rows.
+    counted: bool = True
+
+
+class Writer:
+    """Texts of a wanted number of tokens."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase | None, seed: str, completion: int = 0
+    ) -> None:
+        self._tokenizer, self.random = tokenizer, Random(seed)
+        self.completion = completion  # tokens, for recipes that count them apart from the prompt's
+
+    def count(self, text: str) -> int:
+        """Return how many tokens a text has, special ones left out."""
+        assert self._tokenizer is not None
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def text(self, tokens: int) -> str:
+        """Return a text of at most that many tokens, and few less."""
+        words = texts.paragraph(self.random, 4).split()
+        while self.count(" ".join(words)) <= tokens:
+            words += texts.paragraph(self.random, len(words) // 8).split()  # about as many again
+        low, high = 0, len(words)  # so many words fit, so many do not
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = self.count(" ".join(words[:middle])) <= tokens
+            low, high = (middle, high) if fits else (low, middle)
+        return " ".join(words[:low])
+
+
+def _ended(write: Writer, tokens: int, end: str) -> str:
+    return write.text(tokens - write.count(end)) + end
+
+
+def _pair(write: Writer, tokens: int, number: int) -> Row:
+    prompt = write.text(tokens // 4)
+    answer = _ended(write, tokens - write.count(prompt), f"\n#### {number}")
+    return {"prompt": prompt, "completion": answer}
+
+
+def _problem(write: Writer, tokens: int, number: int) -> Row:
+    """Return a problem for GRPO; its completion serves the warm-up."""
+    completion = _ended(write, write.completion, f"\n#### {number}")
+    return {"prompt": write.text(tokens), "completion": completion, "answer": str(number)}
+
+
+def _labelled(write: Writer, tokens: int, number: int) -> Row:
+    return {"text": write.text(tokens), "label": LABELS[number % len(LABELS)]}
+
+
+def _document(write: Writer, tokens: int, number: int) -> Row:
+    return {"document": write.text(tokens), "summary": write.text(min(tokens // 4, 96))}
+
+
+def _words(write: Writer, tokens: int, number: int) -> Row:
+    """Return a document of as many words, each of them one token or more."""
+    return {"text": " ".join(_vocabulary()[write.random.randrange(WORDS)] for _ in range(tokens))}
+
+
+@cache
+def _vocabulary() -> tuple[str, ...]:
+    random, letters = Random(0), "abcdefghijklmnopqrstuvwxyz"
+    found: set[str] = set()
+    while len(found) < WORDS:
+        found.add("".join(random.choices(letters, k=random.randint(4, 9))))
+    return tuple(sorted(found))
+
+
+EXAMPLES = {
+    "01-Full-Fine-Tuning/GPT-2-From-Scratch": Examples(_words),
+    "02-PEFT/Falcon-7B-LoRA": Examples(_pair, spare=16),
+    "03-Instruction-Tuning/Financial-Sentiment-OPT": Examples(_labelled, spare=56),
+    "03-Instruction-Tuning/Summarization-FLAN-T5": Examples(_document, spare=24),
+    "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO": Examples(_problem, spare=52, counted=False),
+    "04-Reasoning-Tuning/Financial-Reasoning-Gemma-3": Examples(_pair, spare=64),
+    "04-Reasoning-Tuning/Qwen3-Reasoning-Conversational": Examples(_pair, spare=64),
+}
+LENGTHS = ("max_length", "block_size", "max_prompt_length")  # as the recipes name it
+
+
+def length_of(settings: Settings) -> int:
+    """Return how many tokens a row may have on a profile.
+
+    Raises LookupError for a table that does not say so.
+    """
+    for name in LENGTHS:
+        if name in settings:
+            return int(settings[name])
+    raise LookupError(f"the PROFILES table has none of {', '.join(LENGTHS)}")
+
+
+def rows_a_step(settings: Settings) -> int:
+    """Return how many rows one step of the optimizer takes."""
+    return int(
+        settings["per_device_train_batch_size"] * settings.get("gradient_accumulation_steps", 1)
+    )
+
+
+def test_rows_of(settings: Settings) -> int:
+    """Return how many rows fill the largest evaluation batch of a profile."""
+    return max(TEST_BATCHES * int(settings["per_device_train_batch_size"]), LEAST_TEST_ROWS)
+
+
+def write_examples(
+    folder: Path,
+    recipe: str,
+    settings: Settings,
+    tokenizer: PreTrainedTokenizerBase | None,
+    steps: int,
+    test_rows: int | None = None,
+) -> dict[str, int]:
+    """Write `train.jsonl` and `test.jsonl` into `folder`; return how many rows each has.
+
+    There are as many training rows as the steps take, so that none comes twice, and enough for the
+    short ones not to matter.
+    """
+    examples = EXAMPLES[recipe]
+    tokens = length_of(settings) - examples.spare
+    counts = {
+        "train": SHOTS + max(steps * rows_a_step(settings), LEAST_ROWS),
+        "test": test_rows or test_rows_of(settings),
+    }
+    folder.mkdir(parents=True)
+    for split, count in counts.items():
+        completion = settings.get("max_completion_length", 0) - END_OF_TURN
+        writer = Writer(tokenizer, f"{recipe} {split}", completion)
+        short = SHOTS if split == "train" else 0
+        lengths = [round(tokens * SHOT_SHARE)] * short + [tokens] * (count - short)
+        with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+            for number, length in enumerate(lengths):
+                file.write(json.dumps(examples.make(writer, length, number)) + "\n")
+    return counts
+
+
+def fill_of(recipe: str, settings: Settings, train: dict[str, Any]) -> float | None:
+    """Return which share of the allowed tokens a trained row had; None where it cannot be told.
+
+    `train` is that part of `metrics.json`.
+    """
+    if not EXAMPLES[recipe].counted:
+        return None
+    rows = int(train["steps"]) * rows_a_step(settings)
+    return int(train["tokens"]) / (rows * length_of(settings))

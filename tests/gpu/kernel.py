@@ -1,0 +1,117 @@
+"""What happens inside the notebook's kernel before its first cell: the memory cap, and the peaks.
+
+IPython executes a startup file of the run's own, which calls `begin`; the notebook stays as it is.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+STARTUP = """\
+from tests.gpu import kernel as _gpu_check
+
+_gpu_check.begin(get_ipython())
+del _gpu_check
+"""
+CAP, REPORT = "GPU_CHECK_CAP_BYTES", "GPU_CHECK_REPORT"
+
+
+def write_startup(folder: Path, report: Path, cap: int | None) -> dict[str, str]:
+    """Write an IPython folder and return the environment that leads a kernel to it."""
+    startup = folder / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "00-gpu-check.py").write_text(STARTUP, encoding="utf-8")
+    return {"IPYTHONDIR": str(folder), REPORT: str(report), CAP: str(cap or "")}
+
+
+def begin(shell: Any, torch: Any = None) -> "Watch":
+    """Cap this process's GPU memory and note its peaks after every cell of `shell`."""
+    if torch is None:
+        import torch
+    cap = os.environ.get(CAP)
+    watch = Watch(torch, Path(os.environ[REPORT]))
+    if torch.cuda.is_available():
+        watch.start(int(cap) if cap else None)
+    watch.write()  # shows that the cap is in force even if the first cell kills the kernel
+    shell.events.register("post_run_cell", watch.after_cell)
+    return watch
+
+
+class Watch:
+    """Peaks of this process's GPU memory, kept in a file, and the cap that it runs under."""
+
+    def __init__(self, torch: Any, report: Path) -> None:
+        self._torch, self._report = torch, report
+        self.found: dict[str, int | None] = {
+            "memory_cap_bytes": None,
+            "context_bytes": None,
+            "peak_allocated_bytes": 0,
+            "peak_reserved_bytes": 0,
+        }
+
+    def start(self, cap: int | None) -> None:
+        """Begin to watch, under a cap of `cap` bytes if one is given.
+
+        The cap is the whole process's: what CUDA itself has taken for its context is subtracted
+        from what the allocator may have. A library that asks how much is free (transformers,
+        accelerate, the notebook before a merge) gets the answer of a card of that size.
+        """
+        cuda = self._torch.cuda
+        free, total = cuda.mem_get_info()
+        self.found["context_bytes"] = total - free
+        if cap is not None:
+            cap = min(cap, total)
+            allocator = cap - (total - free)
+            # The fraction is of the card's memory, and above 1 it is refused.
+            cuda.set_per_process_memory_fraction(min(allocator / total, 1.0))
+            self.found["memory_cap_bytes"] = cap
+            self._answer_as_a_small_card(cap, allocator)
+        self._note_before_reset()
+
+    def _answer_as_a_small_card(self, cap: int, allocator: int) -> None:
+        cuda = self._torch.cuda
+        ask: Callable[..., tuple[int, int]] = cuda.mem_get_info
+
+        def capped(*arguments: Any) -> tuple[int, int]:
+            left = allocator - cuda.memory_reserved()
+            return max(0, min(ask(*arguments)[0], left)), cap
+
+        cuda.mem_get_info = cuda.memory.mem_get_info = capped
+        # The card that is meant, a T4, cannot run these two attention kernels.
+        backends = self._torch.backends.cuda
+        backends.enable_flash_sdp(False)
+        backends.enable_cudnn_sdp(False)
+
+    def _note_before_reset(self) -> None:
+        cuda = self._torch.cuda
+        reset: Callable[..., None] = cuda.reset_peak_memory_stats
+
+        def noted(*arguments: Any) -> None:
+            self.note()
+            reset(*arguments)
+
+        cuda.reset_peak_memory_stats = cuda.memory.reset_peak_memory_stats = noted
+
+    def note(self) -> None:
+        """Keep the peaks so far: the notebook may start their count anew."""
+        cuda = self._torch.cuda
+        if not cuda.is_available():
+            return
+        for name, peak in (
+            ("peak_allocated_bytes", cuda.max_memory_allocated()),
+            ("peak_reserved_bytes", cuda.max_memory_reserved()),
+        ):
+            self.found[name] = max(int(self.found[name] or 0), int(peak))
+
+    def write(self) -> None:
+        """Write what is known, so that a kernel that dies leaves its last state."""
+        partial = self._report.with_suffix(".part")
+        partial.write_text(json.dumps(self.found) + "\n", encoding="utf-8")
+        partial.replace(self._report)
+
+    def after_cell(self, *_: Any) -> None:
+        """Note and write, after each cell."""
+        self.note()
+        self.write()

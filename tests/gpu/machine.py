@@ -1,0 +1,98 @@
+"""What machine this is: `python -m tests.gpu.machine` prints it as JSON.
+
+A process of its own: asking CUDA makes a context, which would hold memory beside the notebook.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from cookbook.profiles import ROOT, device_name, required_packages
+
+Facts = dict[str, Any]
+
+
+def facts() -> Facts:
+    """Return the machine's name, memory, CUDA and driver; `cuda` says whether there is a GPU."""
+    import torch
+
+    found: Facts = {"cuda": torch.cuda.is_available(), "device": device_name()}
+    found |= {"system": platform.platform(), "python": platform.python_version()}
+    if found["cuda"]:
+        card = torch.cuda.get_device_properties(0)
+        found |= {
+            "memory_bytes": int(card.total_memory),
+            "capability": f"{card.major}.{card.minor}",
+            "cuda_version": torch.version.cuda,
+            "driver_version": driver_version(),
+        }
+    return found
+
+
+def driver_version() -> str:
+    """Return the version of the NVIDIA driver, or `unknown`."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return (said.stdout.split() or ["unknown"])[0]
+
+
+def describe() -> Facts:
+    """Return the facts, asked in a process of its own."""
+    command = [sys.executable, "-m", "tests.gpu.machine"]
+    said = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    answer: Facts = json.loads(said.stdout.splitlines()[-1])
+    return answer
+
+
+def asked_for(group: str) -> list[str]:
+    """Return the normalised names of the packages that a recipe of `group` asks for."""
+    wanted = [*required_packages(), *required_packages(group)]
+    return sorted({canonicalize_name(one.name) for one in wanted})
+
+
+def installed(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def missing(group: str) -> list[str]:
+    """Return the packages that a recipe of `group` asks for and that are not installed."""
+    names = asked_for(group)
+    here = installed(names)
+    return [name for name in names if name not in here]
+
+
+def differing(versions: dict[str, str], lock: Path = ROOT / "poetry.lock") -> dict[str, Facts]:
+    """Return the packages of another version than the lock's: what is here, what is locked.
+
+    A build's mark, as in 2.11.0+cu130, makes no other version.
+    """
+    content = tomllib.loads(lock.read_text(encoding="utf-8"))
+    locked = {str(canonicalize_name(one["name"])): one["version"] for one in content["package"]}
+    return {
+        name: {"here": version, "locked": locked[name]}
+        for name, version in versions.items()
+        if name in locked and Version(version).public != Version(locked[name]).public
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(facts()))

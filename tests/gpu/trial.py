@@ -284,6 +284,8 @@ def run_logged(
             process.wait()
         finally:
             timer.cancel()
+            if late:
+                timer.join()  # what it ends is gone only then
             if process.poll() is None:
                 _end(process.pid)
     return (None if late else process.returncode), _last_line(last)

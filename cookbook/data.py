@@ -53,13 +53,13 @@ def resolve_model(name: str, weights: bool = True) -> str:
     return str(folder)
 
 
-def load_splits(source: str, configuration: str | None = None) -> DatasetDict:
+def load_splits(source: str) -> DatasetDict:
     """Return a data set with the splits `train` and `test`.
 
     `source` is `offline:<name>` (the embedded default), a file (JSONL, CSV, Parquet), a folder of
-    such files (`train.*`, `test.*`), or a Hub id; `configuration` picks one of a Hub data set that
-    has several. Where there is no `test` split one is cut: 10 % of the rows, from which
-    near-duplicates of training rows are removed. An only split, whatever its name, is `train`.
+    such files (`train.*`, `test.*`), or a Hub id. Where there is no `test` split one is cut: 10 %
+    of the rows, from which near-duplicates of training rows are removed. An only split, whatever
+    its name, is `train`.
     """
     if source.startswith(EMBEDDED):
         return _load_files(offline_path(source.removeprefix(EMBEDDED)))
@@ -69,7 +69,7 @@ def load_splits(source: str, configuration: str | None = None) -> DatasetDict:
     if path.suffix in _BUILDERS or path.is_absolute() or source.startswith((".", "~")):
         raise DataError(f"The data set {source} does not exist. Check COOKBOOK_DATASET.")
     try:
-        return _with_test_split(load_dataset(source, configuration), source)
+        return _with_test_split(load_dataset(source), source)
     except (DatasetNotFoundError, ConnectionError) as error:
         raise DataError(
             f"The Hub has no data set {source!r}, or it cannot be reached ({error}). For a run "
@@ -148,23 +148,6 @@ def check_columns(rows: Dataset | IterableDataset, columns: Sequence[str], name:
             f"The {name} lacks the column {', '.join(missing)}; it has {', '.join(present)}. "
             "Rename yours: `dataset.rename_columns({...})`."
         )
-
-
-def drop_rows_without(rows: Dataset, columns: Sequence[str], name: str = "data") -> Dataset:
-    """Drop rows in which one of the columns is empty or no text, saying how many.
-
-    Stops with `DataError` where none is left.
-    """
-    kept = [
-        index
-        for index, row in enumerate(rows.select_columns(list(columns)))
-        if all(isinstance(row[column], str) and row[column].strip() for column in columns)
-    ]
-    lost = len(rows) - len(kept)
-    _report_dropped(Counter({f"no text in {' or '.join(columns)}": lost} if lost else {}), name)
-    if not kept:
-        raise DataError(f"The {name} has no usable row left. Check {', '.join(columns)}.")
-    return rows.select(kept) if lost else rows
 
 
 def text_batches(

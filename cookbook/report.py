@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from transformers import Trainer
 
@@ -81,14 +82,11 @@ def write_metrics(
     forgetting: tuple[Score, Score],
     resumed_from: str | None = None,
     comparison: dict[str, dict[str, float]] | None = None,
-    curves: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write `metrics.json` into the run's folder and return its content.
 
     `comparison` holds what each of several ways of training cost (`seconds`, `peak_memory_bytes`,
     ...), where a recipe compares some; `trainer` is then the one that the forgetting check is of.
-
-    `curves` names more logged values than the loss that are worth keeping, such as the reward.
 
     `resumed_from` is the checkpoint that training went on from, if any. Tokens are real ones (the
     trainer's `include_num_input_tokens_seen`); those seen before an interruption are in the
@@ -132,8 +130,6 @@ def write_metrics(
     }
     if comparison:
         content["comparison"] = comparison
-    if curves:
-        content["train"]["curves"] = {key: loss_curve(state.log_history, key) for key in curves}
     _write_atomically(folder / "metrics.json", json.dumps(content, indent=2) + "\n")
     return content
 
@@ -193,13 +189,8 @@ def plot_training(
     Several trainers, by name, share the axes.
     """
     trainers = trainer if isinstance(trainer, dict) else {"": trainer}
-    columns = min(len(keys), 3)
-    lines = math.ceil(len(keys) / columns)
-    size = (5 * columns, 3.2 * lines)
-    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False)
-    for axis in axes.flat[len(keys) :]:
-        axis.set_axis_off()
-    for axis, key in zip(axes.flat, keys):
+    figure, axes = _grid(len(keys), most_columns=3, size=(5, 3.2))
+    for axis, key in zip(axes, keys, strict=True):
         for (name, one), color in zip(trainers.items(), COLORS):
             curve = loss_curve(one.state.log_history, key)
             steps, values = [step for step, _ in curve], [value for _, value in curve]
@@ -215,13 +206,8 @@ def plot_training(
 def plot_before_after(content: dict[str, Any], folder: Path) -> Figure:
     """Plot each metric before and after, with 95 % intervals, and save `before_after.png`."""
     panels = [*content["metrics"], content["forgetting"] | {"higher_is_better": False}]
-    columns = min(len(panels), 4)
-    lines = math.ceil(len(panels) / columns)
-    size = (3 * columns, 3.4 * lines)
-    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_axis_off()
-    for axis, one in zip(axes.flat, panels):
+    figure, axes = _grid(len(panels), most_columns=4, size=(3, 3.4))
+    for axis, one in zip(axes, panels, strict=True):
         values = [one["before"], one["after"]]
         bounds = [one["ci95"]["before"], one["ci95"]["after"]]
         errors = [
@@ -235,6 +221,17 @@ def plot_before_after(content: dict[str, Any], folder: Path) -> Figure:
             axis.axhline(value, color=COLORS[1], linestyle="--", linewidth=1)
             axis.text(-0.45, value, name, color=COLORS[1], fontsize=8, va="bottom", ha="left")
     return _saved(figure, folder / "before_after.png")
+
+
+def _grid(panels: int, most_columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """Return a figure and the axes of its panels, each of `size` inches, row by row."""
+    columns = min(panels, most_columns)
+    lines = math.ceil(panels / columns)
+    whole = (size[0] * columns, size[1] * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=whole, squeeze=False)
+    for axis in axes.flat[panels:]:
+        axis.set_axis_off()
+    return figure, list(axes.flat[:panels])
 
 
 def _saved(figure: Figure, path: Path) -> Figure:

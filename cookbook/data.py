@@ -232,13 +232,15 @@ def supervise_answers(
     """Add `input_ids` and `labels` to conversations; the loss sees the completion alone.
 
     The completion's labels end with the last `end_of_turn` token id: what a template writes after
-    it is never generated.
+    it is never generated. A column `chat_template_kwargs` (a dict) sets a template's own switches
+    for its row, like Qwen3's `enable_thinking`.
     """
     template: Any = tokenizer.apply_chat_template
 
     def tokenize(row: dict[str, Any]) -> dict[str, list[int]]:
-        prompt = template(row["prompt"], add_generation_prompt=True, return_dict=False)
-        whole = template(row["prompt"] + row["completion"], return_dict=False)
+        switches = row.get("chat_template_kwargs", {}) | {"return_dict": False}
+        prompt = template(row["prompt"], add_generation_prompt=True, **switches)
+        whole = template(row["prompt"] + row["completion"], **switches)
         # Tokens may merge across the border; what differs belongs to the answer.
         pairs = zip(prompt, whole)
         shared = next((place for place, (a, b) in enumerate(pairs) if a != b), len(prompt))

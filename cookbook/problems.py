@@ -39,8 +39,9 @@ def sums() -> dict[str, list[Problem]]:
 
 def _sum(one: int, other: int) -> Problem:
     tens, ones = one // 10 * 10 + other // 10 * 10, one % 10 + other % 10
+    total = one + other
     steps = f"{one // 10 * 10}+{other // 10 * 10}={tens}, {one % 10}+{other % 10}={ones}"
-    return _solved(f"What is {one} + {other}?", steps, str(one + other))
+    return _solved(f"What is {one} + {other}?", f"{steps}, {tens}+{ones}={total}", str(total))
 
 
 def finance() -> dict[str, list[Problem]]:

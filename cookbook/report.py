@@ -82,8 +82,11 @@ def write_metrics(
     forgetting: tuple[Score, Score],
     resumed_from: str | None = None,
     comparison: dict[str, dict[str, float]] | None = None,
+    curves: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write `metrics.json` into the run's folder and return its content.
+
+    `curves` names what the trainer logged beside the loss and a reader wants to see over the steps.
 
     `comparison` holds what each of several ways of training cost (`seconds`, `peak_memory_bytes`,
     ...), where a recipe compares some; `trainer` is then the one that the forgetting check is of.
@@ -119,6 +122,7 @@ def write_metrics(
             "peak_memory_bytes": max([peak_memory_bytes(), *peaks]),
             "resumed_from_step": resumed_from_step,
             "loss_curve": loss_curve(state.log_history),
+            "curves": {key: loss_curve(state.log_history, key) for key in curves},
         },
         "hardware": {
             "device": device_name(),

@@ -156,13 +156,16 @@ def test_data_without_any_text_is_refused(columns: dict[str, list[object]], comp
         list(data.text_batches(Dataset.from_dict(columns), 2, "stories"))
 
 
-def _supervised(question: str, answer: str, template: str = tiny.TEMPLATE) -> list[tuple[str, int]]:
-    """Return the tokens of one conversation, each with its label."""
+def _supervised(
+    question: str, answer: str, template: str = tiny.TEMPLATE, **more: Any
+) -> list[tuple[str, int]]:
+    """Return the tokens of one conversation with `more` columns, each with its label."""
     tokenizer: Any = tiny.tokenizer()
     tokenizer.chat_template = template
     row = {
         "prompt": [{"role": "user", "content": question}],
         "completion": [{"role": "assistant", "content": answer}],
+        **more,
     }
     (made,) = data.supervise_answers(Dataset.from_list([row]), tokenizer, end_of_turn=1)
     tokens = tokenizer.convert_ids_to_tokens(made["input_ids"])
@@ -182,6 +185,19 @@ def test_what_a_template_writes_after_the_end_of_turn_is_left_out() -> None:
     made = [token for token, _ in _supervised("w1", "w3 <end> w4", after)]
     # Up to the last end of turn: an answer of several turns keeps all of them.
     assert made == "user w1 <end> w39 assistant w3 <end> w4 <end>".split()
+
+
+@pytest.mark.parametrize(("thinks", "masked"), [(True, 4), (False, 5)])
+def test_a_row_sets_the_switches_of_its_template(thinks: bool, masked: int) -> None:
+    # Written by the template as the prompt's end, or by the model as its answer's beginning.
+    switch = "assistant {% if enable_thinking is defined and not enable_thinking %}w9 {% endif %}"
+    switching = tiny.TEMPLATE.replace("assistant {% endif %}", switch + "{% endif %}")
+    switching = switching.replace(
+        "{{ turn.role }}", "{{ turn.role }}{{ ' w9' if turn.role == 'assistant' }}"
+    )
+    made = _supervised("w1", "w3", switching, chat_template_kwargs={"enable_thinking": thinks})
+    assert [token for token, _ in made] == "user w1 <end> assistant w9 w3 <end>".split()
+    assert [label for _, label in made].count(-100) == masked
 
 
 def test_an_answer_without_end_of_turn_is_kept_whole() -> None:

@@ -52,8 +52,10 @@ def test_every_step_is_true(sums: dict[str, Rows], finance: dict[str, Rows]) -> 
             assert calculated(one, operator, other) == number(result), row
 
 
-def test_the_figure_is_that_of_the_last_step(finance: dict[str, Rows]) -> None:
-    for row in finance["train"] + finance["test"]:
+def test_the_figure_is_that_of_the_last_step(
+    sums: dict[str, Rows], finance: dict[str, Rows]
+) -> None:
+    for row in [row for splits in (sums, finance) for rows in splits.values() for row in rows]:
         assert number(row["answer"]) == number(steps_of(row)[-1][3]), row
 
 

@@ -53,13 +53,13 @@ def resolve_model(name: str, weights: bool = True) -> str:
     return str(folder)
 
 
-def load_splits(source: str) -> DatasetDict:
+def load_splits(source: str, configuration: str | None = None) -> DatasetDict:
     """Return a data set with the splits `train` and `test`.
 
     `source` is `offline:<name>` (the embedded default), a file (JSONL, CSV, Parquet), a folder of
     such files (`train.*`, `test.*`), or a Hub id. Where there is no `test` split one is cut: 10 %
     of the rows, from which near-duplicates of training rows are removed. An only split, whatever
-    its name, is `train`.
+    its name, is `train`. Some data sets on the Hub come in configurations and need one named.
     """
     if source.startswith(EMBEDDED):
         return _load_files(offline_path(source.removeprefix(EMBEDDED)))
@@ -69,7 +69,7 @@ def load_splits(source: str) -> DatasetDict:
     if path.suffix in _BUILDERS or path.is_absolute() or source.startswith((".", "~")):
         raise DataError(f"The data set {source} does not exist. Check COOKBOOK_DATASET.")
     try:
-        return _with_test_split(load_dataset(source), source)
+        return _with_test_split(load_dataset(source, configuration), source)
     except (DatasetNotFoundError, ConnectionError) as error:
         raise DataError(
             f"The Hub has no data set {source!r}, or it cannot be reached ({error}). For a run "

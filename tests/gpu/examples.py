@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -166,13 +167,15 @@ def write_examples(
         "train": SHOTS + max(steps * rows_a_step(settings), LEAST_ROWS),
         "test": test_rows or test_rows_of(settings),
     }
-    folder.mkdir(parents=True)
-    for split, count in counts.items():
+    # A recipe that mixes in chat takes it from the folder beside its problems.
+    folders = [folder] + [folder / "chat"] * ("chat_dataset" in settings)
+    for place, (split, count) in product(folders, counts.items()):
+        place.mkdir(parents=True, exist_ok=True)
         completion = settings.get("max_completion_length", 0) - END_OF_TURN
-        writer = Writer(tokenizer, f"{recipe} {split}", completion)
+        writer = Writer(tokenizer, f"{recipe} {place.name} {split}", completion)
         short = SHOTS if split == "train" else 0
         lengths = [round(tokens * SHOT_SHARE)] * short + [tokens] * (count - short)
-        with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+        with (place / f"{split}.jsonl").open("w", encoding="utf-8") as file:
             for number, length in enumerate(lengths):
                 file.write(json.dumps(examples.make(writer, length, number)) + "\n")
     return counts

@@ -191,6 +191,15 @@ def test_rows_fill_the_allowed_length(
 
 
 @unit
+def test_chat_lies_beside_the_problems(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    recipe = "04-Reasoning-Tuning/Qwen3-Reasoning-Conversational"
+    settings = {"max_length": 128, "per_device_train_batch_size": 1, "chat_dataset": "an/id"}
+    examples.write_examples(tmp_path, recipe, settings, tokenizer, 2, 6)
+    chat, problems = (rows_of(folder / "test.jsonl") for folder in (tmp_path / "chat", tmp_path))
+    assert len(chat) == len(problems) == 6 and chat != problems
+
+
+@unit
 def test_there_are_rows_for_every_step(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     settings = {"block_size": 32, "per_device_train_batch_size": 8}
     settings["gradient_accumulation_steps"] = 4

@@ -25,6 +25,7 @@ Lead = Callable[[LoopbackHub, str], Path]
 FALCON = ROOT / "02-PEFT" / "Falcon-7B-LoRA.ipynb"
 OPT = ROOT / "03-Instruction-Tuning" / "Financial-Sentiment-OPT.ipynb"
 GEMMA = ROOT / "04-Reasoning-Tuning" / "Financial-Reasoning-Gemma-3.ipynb"
+QWEN3 = ROOT / "04-Reasoning-Tuning" / "Qwen3-Reasoning-Conversational.ipynb"
 # What comes before training need not be measured on many rows.
 QUICK = {
     '"eval_examples": 256': '"eval_examples": 4',
@@ -38,6 +39,8 @@ NEEDED = {
     "FinGPT/fingpt-sentiment-train": "output",
     "Skylion007/openwebtext": "text",
     "TheFinAI/Fino1_Reasoning_Path_FinQA": "Ground-True Answer",
+    "openai/gsm8k": "answer",
+    "unsloth/OpenMathReasoning-mini": "generated_solution",
 }
 
 
@@ -111,3 +114,13 @@ def test_a_vision_model_whose_text_weights_are_not_found_is_refused(
     removed = {'key_mapping={r"^language_model\\.model\\.": "model."},': ""}
     said = _complaint(with_changes(GEMMA, tmp_path, removed), lead_to(hub, "gpu80"))
     assert "random weights" in said
+
+
+def test_a_trained_empty_thought_is_refused(
+    hub: LoopbackHub, lead_to: Lead, tmp_path: Path
+) -> None:
+    # Without the switch a direct row is rendered as if the model had to write the empty thought.
+    switched = "return with_mode(data.as_conversations(pairs), thinking)"
+    removed = {switched: "return data.as_conversations(pairs)"}
+    said = _complaint(with_changes(QWEN3, tmp_path, removed), lead_to(hub, "gpu16"))
+    assert "the empty thought of a direct row is trained" in said

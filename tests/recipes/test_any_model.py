@@ -83,6 +83,27 @@ def as_problems(folder: Path) -> Path:
     return _jsonl(folder / "problems.jsonl", [*rows, {"prompt": "What?", "completion": " "}])
 
 
+def as_thoughts(folder: Path) -> Path:
+    """A JSONL file of thoughts and answers; one row has no thought, and one no answer."""
+    rows = [
+        {
+            "prompt": sentence(n),
+            "completion": f"<think>\n{n}+1={n + 1}\n</think>\n\nIt is {n + 1}.",
+            "answer": str(n + 1),
+        }
+        for n in range(60)
+    ]
+    rows.append({"prompt": "One?", "completion": "It is 1.", "answer": "1"})
+    rows.append({"prompt": "What?", "completion": "<think>\nHm.\n</think>", "answer": "2"})
+    return _jsonl(folder / "thoughts.jsonl", rows)
+
+
+def as_checked(folder: Path) -> Path:
+    """A JSONL file of problems and numbers as answers, one of them missing; no worked solutions."""
+    rows = [{"prompt": sentence(n), "answer": n} for n in range(60)]
+    return _jsonl(folder / "checked.jsonl", [*rows, {"prompt": "What?", "answer": None}])
+
+
 def _jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -98,6 +119,11 @@ OWN: dict[str, tuple[str, dict[str, Any], Callable[[Path], Path]]] = {
         "qwen2",
         {"num_key_value_heads": 1},
         as_problems,
+    ),
+    "04-Reasoning-Tuning/Qwen3-Reasoning-Conversational": (
+        "mistral",
+        {"num_key_value_heads": 1},
+        as_thoughts,
     ),
 }
 

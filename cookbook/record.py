@@ -161,7 +161,7 @@ def comparison_table(runs: Sequence[Run]) -> str:
 def recipe_table(runs: Sequence[Run]) -> str:
     """Return a technique README's table: every seed with its interval, and the forgetting check."""
     lines = [
-        "| measured on | seed | metric | before [95 % CI] | after [95 % CI] | baselines "
+        "| measured on | seed | metric | before [95 % CI] | after [95 % CI] | stages and baselines "
         "| steps, tokens/s |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -172,7 +172,8 @@ def recipe_table(runs: Sequence[Run]) -> str:
             cells = [
                 f"{one[end]:.3f} [{_interval(one['ci95'][end])}]" for end in ("before", "after")
             ]
-            others = ", ".join(f"{k} {v:.3f}" for k, v in one.get("baselines", {}).items()) or "-"
+            known = one.get("stages", {}) | one.get("baselines", {})
+            others = ", ".join(f"{name} {value:.3f}" for name, value in known.items()) or "-"
             lines.append(
                 f"| {measured_on(run)} | {run['seed']} | {one['name']} "
                 f"| {' | '.join(cells)} | {others} | {speed} |"

@@ -120,6 +120,7 @@ OWN: dict[str, tuple[str, dict[str, Any], Callable[[Path], Path]]] = {
         {"num_key_value_heads": 1},
         as_problems,
     ),
+    "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO": ("gpt_neox", {}, as_checked),
     "04-Reasoning-Tuning/Qwen3-Reasoning-Conversational": (
         "mistral",
         {"num_key_value_heads": 1},

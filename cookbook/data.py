@@ -57,9 +57,9 @@ def load_splits(source: str, configuration: str | None = None) -> DatasetDict:
     """Return a data set with the splits `train` and `test`.
 
     `source` is `offline:<name>` (the embedded default), a file (JSONL, CSV, Parquet), a folder of
-    such files (`train.*`, `test.*`), or a Hub id. Where there is no `test` split one is cut: 10 %
-    of the rows, from which near-duplicates of training rows are removed. An only split, whatever
-    its name, is `train`. Some data sets on the Hub come in configurations and need one named.
+    such files (`train.*`, `test.*`), or a Hub id; `configuration` picks one of a Hub data set that
+    has several. Where there is no `test` split one is cut: 10 % of the rows, from which
+    near-duplicates of training rows are removed. An only split, whatever its name, is `train`.
     """
     if source.startswith(EMBEDDED):
         return _load_files(offline_path(source.removeprefix(EMBEDDED)))
@@ -150,6 +150,22 @@ def check_columns(rows: Dataset | IterableDataset, columns: Sequence[str], name:
         )
 
 
+def drop_rows_without(rows: Dataset, columns: Sequence[str], name: str = "data") -> Dataset:
+    """Drop rows in which one of the columns is empty or no text, saying how many.
+
+    Stops with `DataError` where none is left.
+    """
+
+    def whole(row: dict[str, Any]) -> bool:
+        return all(isinstance(row[column], str) and row[column].strip() for column in columns)
+
+    kept = rows.filter(whole)
+    _report_dropped(Counter({f"no text in {' or '.join(columns)}": len(rows) - len(kept)}), name)
+    if not kept:
+        raise DataError(f"The {name} has no usable row left. Check {', '.join(columns)}.")
+    return kept if len(kept) < len(rows) else rows
+
+
 def text_batches(
     rows: Dataset | IterableDataset, batch_size: int, name: str = "data"
 ) -> Iterator[list[str]]:
@@ -161,7 +177,7 @@ def text_batches(
         kept, empty = kept + len(texts), empty + len(batch["text"]) - len(texts)
         if texts:
             yield texts
-    _report_dropped(Counter({"empty or no text": empty} if empty else {}), name)
+    _report_dropped(Counter({"empty or no text": empty}), name)
     if not kept:
         raise DataError(f"The {name} holds no text. Check its column `text`.")
 
@@ -222,7 +238,7 @@ def _from_messages(row: dict[str, Any]) -> dict[str, Any] | str:
 
 
 def _report_dropped(dropped: Counter[str], name: str) -> None:
-    for reason, count in dropped.items():
+    for reason, count in (+dropped).items():  # those above 0
         print(f"Dropped {count} rows of the {name}: {reason}.")
 
 

@@ -165,10 +165,15 @@ def generate_answers(
     prompts: Sequence[Conversation],
     settings: GenerationConfig,
     batch_size: int,
+    **switches: Any,
 ) -> Answers:
-    """Return the model's answer to each conversation, in the order given."""
+    """Return the model's answer to each conversation, in the order given.
+
+    `switches` are the chat template's own, like Qwen3's `enable_thinking`.
+    """
     template: Any = tokenizer.apply_chat_template
-    rows = [template(one, add_generation_prompt=True, return_dict=False) for one in prompts]
+    switches |= {"add_generation_prompt": True, "return_dict": False}
+    rows = [template(one, **switches) for one in prompts]
     return generate(model, tokenizer, rows, settings, batch_size)
 
 

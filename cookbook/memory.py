@@ -32,10 +32,8 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         rows = [(field.name.replace("_", " "), getattr(self, field.name)) for field in fields(self)]
-        lines = [
-            f"{name:<16} {size / GIB:7.2f} GiB" for name, size in [*rows, ("total", self.total)]
-        ]
-        return "\n".join(lines)
+        rows.append(("total", self.total))
+        return "\n".join(f"{name:<16} {size / GIB:7.2f} GiB" for name, size in rows)
 
 
 def linear_weights(config: PretrainedConfig) -> tuple[int, int]:

@@ -54,9 +54,8 @@ def finance() -> dict[str, list[Problem]]:
     used: set[str] = set()
     for template in FINANCE["templates"]:
         drawn = _distinct(template, used)
-        held_out = "held_out" in template
-        unseen = "template" if held_out else "numbers"
-        for split, kind in [("test", unseen)] + [("train", "train")] * (not held_out):
+        unseen = "template" if "held_out" in template else "numbers"
+        for split, kind in [("test", unseen)] + [("train", "train")] * (unseen == "numbers"):
             mark = {"unseen": unseen if split == "test" else ""}
             splits[split] += [next(drawn) | mark for _ in range(OF_EACH_TEMPLATE[kind])]
     for split, rows in splits.items():

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -21,6 +22,7 @@ from typing import Any
 import nbformat
 
 from cookbook.profiles import ROOT
+from cookbook.report import cells, others
 from cookbook.run import parameters, recipe_of
 
 RESULTS = ROOT / "results" / "recipes"
@@ -102,10 +104,9 @@ def measured_on(run: Run) -> str:
 
 
 def _groups(runs: Iterable[Run]) -> dict[tuple[str, str, str], list[Run]]:
-    groups: dict[tuple[str, str, str], list[Run]] = {}
+    groups: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
     for run in runs:
-        key = (run["recipe"], run["profile"], measured_on(run))
-        groups.setdefault(key, []).append(run)
+        groups[run["recipe"], run["profile"], measured_on(run)].append(run)
     return groups
 
 
@@ -169,20 +170,12 @@ def recipe_table(runs: Sequence[Run]) -> str:
         train = run["train"]
         speed = f"{train['steps']}, {train['tokens_per_second']:.0f}"
         for one in [*run["metrics"], run["forgetting"]]:
-            cells = [
-                f"{one[end]:.3f} [{_interval(one['ci95'][end])}]" for end in ("before", "after")
-            ]
-            known = one.get("stages", {}) | one.get("baselines", {})
-            others = ", ".join(f"{name} {value:.3f}" for name, value in known.items()) or "-"
+            known = ", ".join(f"{name} {value:.3f}" for _, name, value in others(one)) or "-"
             lines.append(
                 f"| {measured_on(run)} | {run['seed']} | {one['name']} "
-                f"| {' | '.join(cells)} | {others} | {speed} |"
+                f"| {' | '.join(cells(one))} | {known} | {speed} |"
             )
     return "\n".join(lines)
-
-
-def _interval(bounds: Sequence[float]) -> str:
-    return f"{bounds[0]:.3f}, {bounds[1]:.3f}"
 
 
 def with_tables(text: str) -> str:

@@ -86,10 +86,10 @@ def write_metrics(
 ) -> dict[str, Any]:
     """Write `metrics.json` into the run's folder and return its content.
 
-    `curves` names what the trainer logged beside the loss and a reader wants to see over the steps.
-
     `comparison` holds what each of several ways of training cost (`seconds`, `peak_memory_bytes`,
     ...), where a recipe compares some; `trainer` is then the one that the forgetting check is of.
+
+    `curves` names more logged values than the loss that are worth keeping, such as the reward.
 
     `resumed_from` is the checkpoint that training went on from, if any. Tokens are real ones (the
     trainer's `include_num_input_tokens_seen`); those seen before an interruption are in the
@@ -159,10 +159,10 @@ def before_after_table(content: dict[str, Any]) -> str:
     rows = [("metric", "before", "after", "better", "examples")]
     for one in content["metrics"]:
         wanted = "higher" if one["higher_is_better"] else "lower"
-        rows.append((one["name"], *_cells(one), wanted, str(one["examples"])))
-        rows += [(f"  {name}", "", f"{value:.3f}", "", "") for name, value in _others(one)]
+        rows.append((one["name"], *cells(one), wanted, str(one["examples"])))
+        rows += [(f"  {kind} {name}", "", f"{x:.3f}", "", "") for kind, name, x in others(one)]
     forgetting = content["forgetting"]
-    rows.append((forgetting["name"], *_cells(forgetting), "no higher", ""))
+    rows.append((forgetting["name"], *cells(forgetting), "no higher", ""))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in rows]
     train = content["train"]
@@ -174,15 +174,17 @@ def before_after_table(content: dict[str, Any]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _cells(one: dict[str, Any]) -> list[str]:
-    bounds = [one["ci95"][end] for end in ("before", "after")]
-    values = [one["before"], one["after"]]
-    return [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, (low, high) in zip(values, bounds)]
+def cells(one: dict[str, Any]) -> list[str]:
+    """Return a metric before and after, each with its interval."""
+    ends = [(one[end], *one["ci95"][end]) for end in ("before", "after")]
+    return [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in ends]
 
 
-def _others(one: dict[str, Any]) -> list[tuple[str, float]]:
-    stages = [(f"stage {name}", value) for name, value in one["stages"].items()]
-    return stages + [(f"baseline {name}", value) for name, value in one["baselines"].items()]
+def others(one: dict[str, Any]) -> list[tuple[str, str, float]]:
+    """Return (kind, name, value) of what a metric is compared with: its stages and baselines."""
+    stages = [("stage", name, value) for name, value in one.get("stages", {}).items()]
+    baselines = [("baseline", name, value) for name, value in one.get("baselines", {}).items()]
+    return stages + baselines
 
 
 def plot_training(
@@ -221,7 +223,7 @@ def plot_before_after(content: dict[str, Any], folder: Path) -> Figure:
         axis.bar(["before", "after"], values, yerr=errors, capsize=4, color=["#b0b7bf", COLORS[0]])
         direction = "higher" if one["higher_is_better"] else "lower"
         axis.set_title(f"{one['name'].replace('_', ' ')}\n({direction} is better)", fontsize=10)
-        for name, value in one.get("baselines", {}).items():
+        for _, name, value in others(one):
             axis.axhline(value, color=COLORS[1], linestyle="--", linewidth=1)
             axis.text(-0.45, value, name, color=COLORS[1], fontsize=8, va="bottom", ha="left")
     return _saved(figure, folder / "before_after.png")
@@ -231,8 +233,8 @@ def _grid(panels: int, most_columns: int, size: tuple[float, float]) -> tuple[Fi
     """Return a figure and the axes of its panels, each of `size` inches, row by row."""
     columns = min(panels, most_columns)
     lines = math.ceil(panels / columns)
-    whole = (size[0] * columns, size[1] * lines)
-    figure, axes = plt.subplots(lines, columns, figsize=whole, squeeze=False)
+    size = (size[0] * columns, size[1] * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False)
     for axis in axes.flat[panels:]:
         axis.set_axis_off()
     return figure, list(axes.flat[:panels])

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.recipes
 
 TIMEOUT = 1200  # seconds per cell; a whole cpu recipe takes a few minutes
 FORGETTING = 0.5  # nats that general text may become less likely, see each README
+QWEN3 = "04-Reasoning-Tuning/Qwen3-Reasoning-Conversational"
 # What a recipe exists to beat: counting pairs of tokens, and copying a document's first sentence.
 MUST_BEAT = {
     "01-Full-Fine-Tuning/GPT-2-From-Scratch": {"held_out_loss": "bigram"},
@@ -32,9 +33,8 @@ MUST_BEAT = {
     "04-Reasoning-Tuning/Financial-Reasoning-Gemma-3": {
         f"exact_match_unseen_{kind}": "three_shot" for kind in ("numbers", "template")
     },
+    QWEN3: {"exact_match_thinking": "three_shot", "chat_loss": "own_template"},
 }
-QWEN3 = "04-Reasoning-Tuning/Qwen3-Reasoning-Conversational"
-MUST_BEAT[QWEN3] = {"exact_match_thinking": "three_shot", "chat_loss": "own_template"}
 # What has to improve on an earlier stage of the same run as well: GRPO on its warm-up.
 MUST_ADD = {"04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO": {"exact_match_sampled": "warm_up"}}
 # Shares that an untrained model reaches too (it has no thoughts), and that must be there after.
@@ -42,9 +42,11 @@ MUST_KEEP = {QWEN3: {"adherence_direct": 0.9}}
 NOTEBOOKS = record.notebooks()
 
 
-def since_stage(metrics: list[dict[str, Any]], stage: str) -> list[dict[str, Any]]:
-    """The metrics that have the stage, with its values in place of those before training."""
-    return [one | {"before": one["stages"][stage]} for one in metrics if stage in one["stages"]]
+def since(run: record.Run, metric: str, kind: str, name: str) -> dict[str, Any]:
+    """A run's metric with the value of a stage or baseline in place of that before training."""
+    (one,) = (one for one in run["metrics"] if one["name"] == metric)
+    moved: dict[str, Any] = one | {"before": one[kind][name]}
+    return moved
 
 
 @pytest.mark.parametrize(
@@ -74,15 +76,13 @@ def test_the_notebook_runs_and_learns(path: Path, monkeypatch: pytest.MonkeyPatc
         assert margin > 0, f"{one['name']}: a recorded seed got worse"
         assert record.improvement(one) >= margin, f"{one['name']}: less than {margin:.3f} better"
     for metric, baseline in MUST_BEAT.get(content["recipe"], {}).items():
-        (one,) = (one for one in content["metrics"] if one["name"] == metric)
-        ahead = record.improvement(one | {"before": one["baselines"][baseline]})
+        ahead = record.improvement(since(content, metric, "baselines", baseline))
         assert ahead > 0, f"{metric} is {-ahead:.3f} behind the baseline {baseline}"
     for metric, stage in MUST_ADD.get(content["recipe"], {}).items():
-        (one,) = since_stage([one for one in content["metrics"] if one["name"] == metric], stage)
-        earlier = [run | {"metrics": since_stage(run["metrics"], stage)} for run in recorded]
+        earlier = [{"metrics": [since(run, metric, "stages", stage)]} for run in recorded]
         margin = record.learning_margin(earlier, metric)
         assert margin > 0, f"{metric}: with a recorded seed the stage {stage} was better"
-        added = record.improvement(one)
+        added = record.improvement(since(content, metric, "stages", stage))
         assert added >= margin, f"{metric}: {added:.3f} better than after {stage}, not {margin:.3f}"
     forgotten = content["forgetting"]["after"] - content["forgetting"]["before"]
     if forgotten > 0.1:

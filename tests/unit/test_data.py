@@ -62,6 +62,18 @@ def test_an_only_split_is_trained_on_whatever_its_name(tmp_path: Path) -> None:
     assert (len(splits["train"]), len(splits["test"])) == (36, 4)
 
 
+def test_rows_without_text_in_a_column_are_dropped_and_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = Dataset.from_dict({"prompt": ["a", " ", None, "d"], "answer": ["1", "2", "3", "4"]})
+    assert data.drop_rows_without(rows, ["prompt", "answer"])["answer"] == ["1", "4"]
+    assert "Dropped 2 rows of the data: no text in prompt or answer." in capsys.readouterr().out
+    assert data.drop_rows_without(rows, ["answer"]) is rows
+    assert capsys.readouterr().out == ""
+    with pytest.raises(data.DataError, match="no usable row"):
+        data.drop_rows_without(rows.select([1, 2]), ["prompt"])
+
+
 def test_bad_sources_are_refused_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         data.load_splits(str(tmp_path / "absent.jsonl"))

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import nbformat
 import pytest
 
 from cookbook.profiles import ROOT
+from tests.unit.cells import defined_by
 
 pytestmark = pytest.mark.unit
 
@@ -15,14 +15,7 @@ THOUGHT = "<think>\n40+30=70, 7+8=15, 70+15=85\n</think>\n\n"
 
 @pytest.fixture(scope="module")
 def defined() -> dict[str, Any]:
-    """What the cell tagged `measures` defines; it needs math-verify alone."""
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
-    (cell,) = [one for one in cells if "measures" in one.metadata.get("tags", [])]
-    names: dict[str, Any] = {}
-    exec("from math_verify import parse, verify\n" + cell.source, names)
-    # The first expression builds the parser's tables, which a busy machine may not do in time.
-    names["parse"]("$1$", parsing_timeout=None)
-    return names
+    return defined_by(NOTEBOOK, "measures", "")
 
 
 @pytest.mark.parametrize(

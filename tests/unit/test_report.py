@@ -135,3 +135,9 @@ def test_runs_can_go_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("COOKBOOK_RUNS", str(tmp_path))
     own = SimpleNamespace(profile="gpu16", own=True)
     assert report.run_folder("02-PEFT/X", own) == tmp_path / "02-PEFT/X/gpu16-own"
+
+
+def test_stages_and_baselines_are_what_a_metric_is_compared_with() -> None:
+    one = {"stages": {"warm_up": 0.3}, "baselines": {"three_shot": 0.1}}
+    assert report.others(one) == [("stage", "warm_up", 0.3), ("baseline", "three_shot", 0.1)]
+    assert report.others({"name": "general_text_loss"}) == []

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import nbformat
 import pytest
 
 from cookbook.profiles import ROOT
+from tests.unit.cells import defined_by
 
 pytestmark = pytest.mark.unit
 
@@ -15,15 +15,7 @@ STEPS = "40+30=70, 7+8=15, 70+15=85\n"
 
 @pytest.fixture(scope="module")
 def defined() -> dict[str, Any]:
-    """What the cell tagged `rewards` defines; it needs these four imports alone."""
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
-    (cell,) = [one for one in cells if "rewards" in one.metadata.get("tags", [])]
-    names: dict[str, Any] = {}
-    imports = "import re\nfrom decimal import Decimal\nfrom math_verify import parse, verify\n"
-    exec(imports + cell.source, names)
-    # The first expression builds the parser's tables, which a busy machine may not do in time.
-    names["parse"]("$1$", parsing_timeout=None)
-    return names
+    return defined_by(NOTEBOOK, "rewards", "import re\nfrom decimal import Decimal")
 
 
 def rewards(defined: dict[str, Any], text: str, answer: str) -> tuple[float, float]:
@@ -87,21 +79,18 @@ UNFORMED = [
 ]
 
 
-@pytest.mark.parametrize(("text", "answer"), RIGHT)
-def test_a_right_answer_earns_both(defined: dict[str, Any], text: str, answer: str) -> None:
-    assert rewards(defined, text, answer) == (0.1, 1.0)
+# Rewards for form and result -> answers, each with the true one.
+EARNED = {(0.1, 1.0): RIGHT, (0.1, 0.0): FORMED_BUT_WRONG, (0.0, 0.0): UNFORMED}
 
 
-@pytest.mark.parametrize(("text", "answer"), FORMED_BUT_WRONG)
-def test_a_wrong_answer_earns_its_form(defined: dict[str, Any], text: str, answer: str) -> None:
-    assert rewards(defined, text, answer) == (0.1, 0.0)
-
-
-@pytest.mark.parametrize(("text", "answer"), UNFORMED)
-def test_without_the_last_line_nothing_is_earned(
-    defined: dict[str, Any], text: str, answer: str
+@pytest.mark.parametrize(
+    ("text", "answer", "earned"),
+    [(*case, earned) for earned, cases in EARNED.items() for case in cases],
+)
+def test_an_answer_earns(
+    defined: dict[str, Any], text: str, answer: str, earned: tuple[float, float]
 ) -> None:
-    assert rewards(defined, text, answer) == (0.0, 0.0)
+    assert rewards(defined, text, answer) == earned
 
 
 def test_each_completion_is_compared_with_its_own_answer(defined: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ SOURCES := cookbook scripts tests
 NOTEBOOKS = $(sort $(wildcard $(addsuffix /*.ipynb,$(FOLDERS))))
 
 override FOLDER := $(patsubst %/,%,$(FOLDER))
-export NB FOLDER MARK JUPYTER_PORT RECIPE PROFILE STEPS
+export NB FOLDER MARK JUPYTER_PORT RECIPE PROFILE STEPS WORK ROUNDS
 # Set on many servers and in many containers: Python would then compile torch, transformers and trl
 # anew at every start, and each notebook would begin some seven seconds later.
 unexport PYTHONDONTWRITEBYTECODE
@@ -42,7 +42,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help install install-full-finetuning install-peft install-instruction-tuning \
 	install-reasoning install-dev install-all lock offline quickstart notebook notebooks test \
 	test-contract test-unit test-hub test-recipes lint format jupyter script record gallery gpu-check \
-	clean check-notebook check-folder
+	bench clean check-notebook check-folder
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-28s %s\n", $$1, $$2 }' Makefile
@@ -121,6 +121,9 @@ test-recipes: notebooks ## The same as make notebooks
 gpu-check: $(STAMP)all ## Measure the recipes at full size on this machine's GPU (RECIPE=, PROFILE=, STEPS=)
 	@$(VENV_PYTHON) -m tests.gpu.check $(if $(RECIPE),--recipe $$RECIPE) \
 		$(if $(PROFILE),--profile $$PROFILE) $(if $(STEPS),--steps "$$STEPS")
+
+bench: $(STAMP)all offline ## Time our training against defaults and peers, side by side (WORK=, ROUNDS=)
+	@$(VENV_PYTHON) -m tests.bench $$WORK $(if $(ROUNDS),--rounds "$$ROUNDS")
 
 lint: $(STAMP)all ## Check style and types of Python files and notebooks
 	@$(BIN)/black --check $(SOURCES)

@@ -226,6 +226,12 @@ def test_import_rule(folder: str, line: str, is_allowed: bool) -> None:
 FUNCTION = "def add(a, b):\n    c = a\n    d = b\n    e = c + d\n    return e\n"
 
 
+TRAINING = """checkpoint = training.newest_whole_checkpoint(run / "checkpoints")
+with disable_input_dtype_casting(trainer.model):
+    trainer.train(resume_from_checkpoint=checkpoint)
+training.check_finished(trainer)"""
+
+
 @pytest.mark.parametrize(
     ("first", "second", "copied"),
     [
@@ -234,6 +240,8 @@ FUNCTION = "def add(a, b):\n    c = a\n    d = b\n    e = c + d\n    return e\n"
         ("a = 1\nb = 2\nc = 3\nd = 4", "a = 1\nb = 2\nc = 3\nd = 5", False),
         ("a = 1\nb = 2\nc = 3", "a = 1\nb = 2\nc = 3", False),
         ("import a\nimport b\nimport c\nimport d",) * 2 + (False,),
+        (TRAINING, TRAINING, False),
+        (TRAINING + "\nprint(1)", TRAINING + "\nprint(1)", True),
         ("config = choose_profile(PROFILES)\na = 1\nb = 2\nc = 3",) * 2 + (False,),
     ],
 )

@@ -1,5 +1,7 @@
 """The planner's arithmetic against models that are really built."""
 
+import os
+import subprocess
 import sys
 from typing import Any
 
@@ -87,3 +89,37 @@ def test_the_peak_falls_once_a_large_tensor_is_freed_and_rises_again() -> None:
     assert rest < whole - 0.9 * size
     smaller = torch.ones(size // 8, device=device)
     assert peak_memory_bytes() > rest + 0.9 * smaller.nbytes
+
+
+STEPS_THAT_FREE_ALL = """
+import resource, sys
+import torch
+from cookbook import memory
+
+if sys.argv[1] == "keep":
+    assert memory.keep_freed_memory()
+for step in range(12):
+    if step == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    tensors = [torch.ones(2**22) for _ in range(8)]  # 16 MiB each
+    del tensors
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    # In small pages, so that every one that is asked for again is counted.
+    environment = os.environ | {"THP_MEM_ALLOC_ENABLE": "0"}
+    faults = {
+        way: int(
+            subprocess.run(
+                [sys.executable, "-c", STEPS_THAT_FREE_ALL, way],
+                env=environment,
+                stdout=subprocess.PIPE,
+                check=True,
+            ).stdout
+        )
+        for way in ("keep", "plain")
+    }
+    assert faults["keep"] < faults["plain"] / 10, faults

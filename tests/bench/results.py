@@ -1,0 +1,210 @@
+"""What a benchmark leaves behind: medians of interleaved rounds, a history, a table, a plot."""
+
+import json
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from cookbook.profiles import ROOT, device_name
+from tests.bench.works import LENGTHS, WORKS, Work
+
+RESULTS = ROOT / "results" / "bench"
+GIB = 2**30
+BASELINE = "ours"
+
+Run = dict[str, Any]
+Record = dict[str, Any]
+
+
+def rate(run: Run, warm_up: int) -> float:
+    """Return real tokens a second over the timed steps of a run."""
+    return float(sum(run["tokens"][warm_up:]) / sum(run["seconds"][warm_up:]))
+
+
+def summary(runs: Sequence[Run], work: Work) -> dict[str, Any]:
+    """Return a contestant's medians over its rounds, and each round's own rate."""
+    rates = [rate(run, work.warm_up_steps) for run in runs]
+    used = [
+        6 * run["parameters"] * one / run["matmul_flops_per_second"]
+        for run, one in zip(runs, rates)
+    ]
+    timed = work.timed_steps
+    return {
+        "rounds": len(runs),
+        "tokens_per_second": median(rates),
+        "tokens_per_second_of_each_round": rates,
+        "steps_per_minute": median(60 * timed / sum(run["seconds"][-timed:]) for run in runs),
+        "startup_seconds": median(run["startup_seconds"] for run in runs),
+        "first_step_seconds": median(run["seconds"][0] for run in runs),
+        "peak_memory_bytes": median(run["peak_memory_bytes"] for run in runs),
+        "mfu": median(used),
+        "matmul_flops_per_second": median(run["matmul_flops_per_second"] for run in runs),
+        "trainable_parameters": runs[0]["trainable_parameters"],
+        "parameters": runs[0]["parameters"],
+        "tokens_of_each_step": runs[0]["tokens"],
+        "losses": runs[0]["losses"],
+        "rewards": runs[0]["rewards"],
+        "versions": runs[0]["versions"],
+    }
+
+
+def ratios(contestants: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Return how many times as fast as each other contestant `ours` was, round by round."""
+    found = {}
+    mine = contestants[BASELINE]["tokens_per_second_of_each_round"]
+    for name, one in contestants.items():
+        if name != BASELINE and "tokens_per_second" in one:
+            theirs = one["tokens_per_second_of_each_round"]
+            found[name] = median(ours / other for ours, other in zip(mine, theirs))
+    return found
+
+
+def record(work: Work, runs: dict[str, list[Run]], failures: dict[str, str]) -> Record:
+    """Return what is kept of one work: the contestants, the ratios, and who could not run."""
+    contestants = {name: summary(found, work) for name, found in runs.items() if found}
+    return {
+        "work": work.name,
+        "title": work.title,
+        "max_length": work.max_length,
+        "examples_per_step": work.examples_per_step,
+        "timed_steps": work.timed_steps,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device_name(),
+        "contestants": contestants,
+        "ours_is_times_as_fast_as": ratios(contestants) if BASELINE in contestants else {},
+        "could_not_run": failures,
+    }
+
+
+def path_of(work: str, device: str, folder: Path = RESULTS) -> Path:
+    """Return the file that holds the history of a work on a device."""
+    return folder / f"{work}-{re.sub(r'[^a-z0-9.]+', '-', device.lower()).strip('-')}.json"
+
+
+def history(path: Path) -> list[Record]:
+    """Return the records of a file, oldest first."""
+    if not path.is_file():
+        return []
+    content: list[Record] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def add(new: Record, folder: Path = RESULTS) -> Record | None:
+    """Add a record to its history and return the one before it."""
+    path = path_of(new["work"], new["device"], folder)
+    records = history(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps([*records, new], indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+    return records[-1] if records else None
+
+
+def lines(new: Record, before: Record | None) -> list[str]:
+    """Return what is printed of a record: `<work>: <ratio>x <contestant>`, and what changed."""
+    said = [f"{new['work']}: {why}" for why in _failures(new)]
+    if before is not None:
+        said += list(_changes(new, before))
+    return said + [
+        f"{new['work']}: {ratio:.2f}x {name}"
+        for name, ratio in new["ours_is_times_as_fast_as"].items()
+    ]
+
+
+def _failures(new: Record) -> list[str]:
+    return [f"{name} could not run: {why}" for name, why in new["could_not_run"].items()]
+
+
+def _changes(new: Record, before: Record) -> list[str]:
+    """Return the changes against the last record; MFU sets off a faster or slower machine."""
+    said = []
+    for name, now in new["contestants"].items():
+        if (then := before["contestants"].get(name)) is None:
+            continue
+        speed = now["tokens_per_second"] / then["tokens_per_second"] - 1
+        use = now["mfu"] / then["mfu"] - 1
+        memory = now["peak_memory_bytes"] / then["peak_memory_bytes"] - 1
+        said.append(
+            f"{new['work']}: {name} since {before['date'][:10]}: tokens/s {speed:+.0%}, "
+            f"MFU {use:+.0%}, memory {memory:+.0%}"
+        )
+    return said
+
+
+def latest(folder: Path = RESULTS) -> list[Record]:
+    """Return the newest record of each work and device, in the order of the works."""
+    newest = [history(path)[-1] for path in sorted(folder.glob("*.json"))]
+    order = list(WORKS)
+    return sorted(newest, key=lambda one: (one["device"], order.index(one["work"])))
+
+
+def table(records: Sequence[Record]) -> str:
+    """Return the table of all works but the growing ones, a row for each contestant."""
+    rows = [
+        "| work | on | contestant | tokens/s | steps/min | MFU | peak memory | ours is |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for one in records:
+        if one["work"] in _growing():
+            continue
+        for name, found in one["contestants"].items():
+            times = one["ours_is_times_as_fast_as"].get(name)
+            rows.append(
+                f"| {one['title']} | {one['device']} | {name} | {found['tokens_per_second']:.0f} "
+                f"| {found['steps_per_minute']:.1f} | {found['mfu']:.2f} "
+                f"| {found['peak_memory_bytes'] / GIB:.1f} GiB "
+                f"| {f'{times:.1f} times as fast' if times else '-'} |"
+            )
+        rows += [
+            f"| {one['title']} | {one['device']} | {name} | could not run: {why} | | | | |"
+            for name, why in one["could_not_run"].items()
+        ]
+    return "\n".join(rows)
+
+
+def growth_table(records: Sequence[Record]) -> str:
+    """Return tokens a second by the length of the rows."""
+    rows = ["| on | contestant | " + " | ".join(f"{length} tokens" for length in LENGTHS) + " |"]
+    rows.append("| --- " * (len(LENGTHS) + 2) + "|")
+    found = {(one["device"], one["work"]): one for one in records}
+    for device in dict.fromkeys(one["device"] for one in records):
+        for name in ("ours", "defaults"):
+            at = [found.get((device, work), {}).get("contestants", {}) for work in _growing()]
+            if not any(name in one for one in at):
+                continue
+            cells = [f"{one[name]['tokens_per_second']:.0f}" if name in one else "-" for one in at]
+            rows.append(f"| {device} | {name} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _growing() -> list[str]:
+    return [f"lora-{length}" for length in LENGTHS]
+
+
+def plot(records: Sequence[Record], path: Path) -> None:
+    """Draw tokens a second of every contestant, one panel for each work."""
+    import matplotlib.pyplot as plt
+
+    shown = [one for one in records if one["work"] not in _growing()]
+    figure, axes = plt.subplots(1, len(shown), figsize=(3.2 * len(shown), 3.4), squeeze=False)
+    for axis, one in zip(axes.flat, shown):
+        found = one["contestants"]
+        names = sorted(found, key=lambda name: -found[name]["tokens_per_second"])
+        rates = [found[name]["tokens_per_second"] for name in names]
+        spread = [found[name]["tokens_per_second_of_each_round"] for name in names]
+        errors = [
+            [value - min(each) for value, each in zip(rates, spread)],
+            [max(each) - value for value, each in zip(rates, spread)],
+        ]
+        colors = ["#30638e" if name == BASELINE else "#b0b7bf" for name in names]
+        axis.bar(names, rates, yerr=errors, capsize=3, color=colors)
+        axis.set_title(one["title"], fontsize=9)
+        axis.set_ylabel("real tokens a second")
+        axis.tick_params(axis="x", labelrotation=45)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,95 @@
+"""The rows that a work trains on, tokenized as the recipes do, or as messages for the peers."""
+
+from itertools import chain
+from typing import Any
+
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from cookbook import data
+from tests.bench.works import Work
+
+MODEL = "offline:SmolLM2-135M-Instruct"
+INSTRUCTIONS = "offline:python-documentation"
+SUMMARIES = "offline:documentation-summaries"
+SUMS = "offline:two-digit-sums"
+TEXT = "offline:shakespeare"
+SUMMARY_TOKENS = 64
+GPT2_VOCABULARY = 2048
+
+
+def tokenizer() -> PreTrainedTokenizerBase:
+    """Return SmolLM2's tokenizer."""
+    return AutoTokenizer.from_pretrained(data.resolve_model(MODEL))
+
+
+def conversations() -> Dataset:
+    """Return the instruction data as rows of `prompt` and `completion` messages."""
+    return data.as_conversations(data.load_splits(INSTRUCTIONS)["train"], "train split")
+
+
+def supervised(work: Work) -> Dataset:
+    """Return rows of `input_ids` and `labels` for supervised fine-tuning, none too long."""
+    words = tokenizer()
+    rows = data.supervise_answers(conversations(), words, words.eos_token_id)
+    rows = rows.select_columns(["input_ids", "labels"])
+    if work.rows == "documents":
+        return _joined(rows, work.max_length)
+    return data.drop_too_long(rows, work.max_length, "train split")
+
+
+def fitting_conversations(work: Work) -> Dataset:
+    """Return the conversations behind `supervised`, in the same order, for who tokenizes itself."""
+    words, rows = tokenizer(), conversations()
+    lengths = [
+        len(one) for one in data.supervise_answers(rows, words, words.eos_token_id)["input_ids"]
+    ]
+    kept = [place for place, length in enumerate(lengths) if length <= work.max_length]
+    return rows.select(kept).select_columns(["prompt", "completion"])
+
+
+def _joined(rows: Dataset, length: int) -> Dataset:
+    """Return rows of exactly `length` tokens, cut from all rows in one line."""
+    ids = list(chain.from_iterable(rows["input_ids"]))
+    labels = list(chain.from_iterable(rows["labels"]))
+    starts = range(0, len(ids) - length + 1, length)
+    return Dataset.from_dict(
+        {
+            "input_ids": [ids[start : start + length] for start in starts],
+            "labels": [labels[start : start + length] for start in starts],
+        }
+    )
+
+
+def blocks(work: Work) -> Dataset:
+    """Return blocks of Shakespeare in tokens of a small vocabulary of its own."""
+    texts = data.load_splits(TEXT)["train"]["text"][:60]
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=GPT2_VOCABULARY, show_progress=False)
+    words.train_from_iterator(texts, trainer)
+    ids = list(chain.from_iterable(one.ids for one in words.encode_batch(texts)))
+    rows = [ids[at : at + work.max_length] for at in range(0, len(ids), work.max_length)][:-1]
+    return Dataset.from_dict({"input_ids": rows, "labels": rows})
+
+
+def pairs(work: Work) -> Dataset:
+    """Return documents as `input_ids` and their summaries as `labels`, for an encoder-decoder."""
+    words = tokenizer()
+    rows = data.load_splits(SUMMARIES)["train"].select(range(1000))
+    end = [words.eos_token_id]
+
+    def tokenized(row: dict[str, Any]) -> dict[str, list[int]]:
+        document = words(row["document"])["input_ids"][: work.max_length - 1]
+        summary = words(row["summary"])["input_ids"][: SUMMARY_TOKENS - 1]
+        return {"input_ids": document + end, "labels": summary + end}
+
+    return rows.map(tokenized, remove_columns=rows.column_names)
+
+
+def sums() -> Dataset:
+    """Return the problems for GRPO: `prompt` (messages) and `answer`."""
+    rows = data.load_splits(SUMS)["train"].select(range(512))
+    return rows.select_columns(["prompt", "answer"])

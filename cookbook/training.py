@@ -4,7 +4,8 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -152,6 +153,20 @@ def shifted_labels(model: PreTrainedModel, labels: torch.Tensor) -> torch.Tensor
     return functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
 
 
+@contextmanager
+def output_layer_at(model: PreTrainedModel, wanted: torch.Tensor) -> Iterator[None]:
+    """Let a decoder's logits be those of the wanted positions only: (positions, vocabulary).
+
+    `wanted` is a mask (batch, length).
+    """
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, hidden: (hidden[0][wanted],))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def supervised_logits(
     model: PreTrainedModel, inputs: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,13 +181,9 @@ def supervised_logits(
     wanted = targets != IGNORED
     if model.config.is_encoder_decoder:
         return model(**inputs).logits[wanted], targets[wanted]
-    head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda _, hidden: (hidden[0][wanted],))
-    try:
+    with output_layer_at(model, wanted):
         rest = {key: value for key, value in inputs.items() if key != "labels"}
         logits = model(**rest, use_cache=False).logits
-    finally:
-        hook.remove()
     return logits, targets[wanted]
 
 

@@ -39,7 +39,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from cookbook import data, memory, training
+from cookbook import data, groups, memory, training
 from tests.bench import rows
 from tests.bench.meter import Meter
 from tests.bench.works import WITHOUT, Work
@@ -192,7 +192,10 @@ def ours(work: Work, folder: str, order: str | None, without: str = "") -> tuple
         model = get_peft_model(model, lora(work))
         training.train_in_float32(model)
         common |= _answers() | {"activation_checkpointing": False}
-        return _grpo(work, model, GRPOConfig(**common | _batches(work, 2))), 2
+        sampling = _grpo(work, model, GRPOConfig(**common | _batches(work, 1)))
+        if without != "shared-prompts":
+            groups.read_prompts_once(sampling)
+        return sampling, 1
     if work.kind == "pretrain":
         arguments = TrainingArguments(**common, **_batches(work, 1))
         return Trainer(model, arguments, train_dataset=rows.blocks(work)), 1

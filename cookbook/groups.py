@@ -1,0 +1,158 @@
+"""GRPO without reading a prompt once for each of its answers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Cache, PreTrainedModel
+
+from cookbook.training import output_layer_at
+
+if TYPE_CHECKING:
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+
+def read_prompts_once(trainer: "GRPOTrainer") -> None:
+    """Let `trainer` read a prompt once for all its answers: sampling, reference and training.
+
+    The answers of a group begin with the same prompt. Its keys and values, computed once, serve
+    them all, and gradients add up in them ([Prefix Grouper](https://arxiv.org/abs/2506.05433)).
+    What is computed stays the same but for rounding. It also keeps the output layer off padding,
+    and samples in the precision of training. Meant for the CPU, with short answers; not measured
+    on a GPU. Raises ValueError if activations are recomputed, which leaves no keys and values.
+    """
+    if trainer.args.activation_checkpointing or trainer.args.gradient_checkpointing:
+        raise ValueError("Set `activation_checkpointing=False`: prompts are kept to be shared.")
+    from peft.helpers import disable_input_dtype_casting
+
+    sample: Any = trainer._generate_single_turn
+
+    def log_probabilities(
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **others: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        if compute_aux_loss or any(value is not None for value in others.values()):
+            raise NotImplementedError("Prompts are shared for text and dense models only.")
+        size = batch_size or len(input_ids)
+        with trainer.accelerator.autocast(), disable_input_dtype_casting(model):
+            parts = [
+                answer_log_probabilities(model, *both, logits_to_keep, trainer.temperature)
+                for both in zip(input_ids.split(size), attention_mask.split(size))
+            ]
+        log_probs, entropies = (torch.cat(each) for each in zip(*parts))
+        return log_probs, entropies if compute_entropy else None, None
+
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+        with (
+            trainer.accelerator.autocast(),
+            disable_input_dtype_casting(model),
+            _generating_from_shared_prompts(model),
+        ):
+            return sample(*args, **kwargs)
+
+    changed: Any = trainer
+    changed._get_per_token_logps_and_entropies = log_probabilities
+    changed._generate_single_turn = generate
+
+
+def answer_log_probabilities(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    length: int,
+    temperature: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-probabilities and entropies (batch, length) of the last `length` tokens.
+
+    `input_ids` and `attention_mask` are (batch, prompt + length): prompts padded on the left,
+    answers on the right. Where an answer is padding, both results are 0. Entropies carry no
+    gradient, as in TRL.
+    """
+    mask = attention_mask[:, -length:].bool()
+    prompts, prompt_mask = input_ids[:, :-length], attention_mask[:, :-length]
+    last = torch.zeros_like(prompt_mask, dtype=torch.bool)
+    last[:, -1] = True
+    place, first = _groups(prompts, prompt_mask)
+    with output_layer_at(model, last[first]):
+        read = model(input_ids=prompts[first], attention_mask=prompt_mask[first], use_cache=True)
+    read.past_key_values.batch_select_indices(place)
+    with output_layer_at(model, mask[:, 1:]):
+        rest = model(
+            input_ids=input_ids[:, -length:-1],
+            attention_mask=attention_mask[:, :-1],
+            past_key_values=read.past_key_values,
+            use_cache=True,
+        )
+    # The prompt's last position predicts an answer's first token; the others follow row by row.
+    answers = input_ids[:, -length:]
+    begun = mask[:, 0]
+    rows = torch.log_softmax(
+        torch.cat([read.logits[place[begun]], rest.logits]).float() / temperature, dim=-1
+    )
+    targets = torch.cat([answers[begun, 0], answers[:, 1:][mask[:, 1:]]])
+    chosen = rows.gather(-1, targets[:, None])[:, 0]
+    with torch.no_grad():
+        entropy = -(rows.exp() * rows).sum(-1)
+    return _in_place(chosen, mask), _in_place(entropy, mask)
+
+
+def _in_place(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Spread first tokens' values and then the others', row by row, over (batch, length)."""
+    first, rest = mask[:, :1], mask[:, 1:]
+    count = int(first.sum())
+    parts = [
+        torch.zeros_like(part, dtype=values.dtype).masked_scatter(part, some)
+        for part, some in ((first, values[:count]), (rest, values[count:]))
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def _groups(prompts: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the group of each row (batch,), and the first row of each group (groups,)."""
+    both = torch.cat([prompts, mask], dim=1)
+    different, place = torch.unique(both, dim=0, return_inverse=True)
+    rows = torch.arange(len(place), device=place.device)
+    first = rows.new_full((len(different),), len(place))
+    return place, first.scatter_reduce(0, place, rows, "amin")
+
+
+@contextmanager
+def _generating_from_shared_prompts(model: Any) -> Iterator[None]:
+    """Let `model.generate` begin from keys and values that were computed once for like prompts."""
+    generate = model.generate
+
+    def from_shared(**inputs: Any) -> Any:
+        if inputs["input_ids"].shape[1] > 1:
+            cache = _read_but_last(model, inputs["input_ids"], inputs["attention_mask"])
+            inputs["past_key_values"] = cache
+        return generate(**inputs)
+
+    model.generate = from_shared  # on the object, over its class
+    try:
+        yield
+    finally:
+        del model.generate
+
+
+@torch.no_grad()
+def _read_but_last(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> Cache:
+    """Return keys and values of all prompt tokens but the last, which generation reads itself."""
+    place, first = _groups(input_ids, attention_mask)
+    ids, mask = input_ids[first, :-1], attention_mask[first, :-1]
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)  # as `generate` counts them: not the padding
+    nowhere = torch.zeros_like(mask, dtype=torch.bool)
+    with output_layer_at(model, nowhere):
+        read = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True)
+    cache: Cache = read.past_key_values
+    cache.batch_select_indices(place)
+    return cache

@@ -5,8 +5,6 @@ import json
 import math
 import os
 import platform
-import resource
-import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +18,7 @@ from matplotlib.figure import Figure
 from transformers import Trainer
 
 from cookbook.evaluation import Score
+from cookbook.memory import peak_memory_bytes
 from cookbook.profiles import ROOT, compute_dtype, device_name
 from cookbook.training import loss_curve, moving_mean, step_of
 
@@ -37,14 +36,6 @@ def run_folder(recipe: str, config: SimpleNamespace) -> Path:
     """
     runs = Path(os.environ.get("COOKBOOK_RUNS") or ROOT / "runs")
     return runs / recipe / f"{config.profile}{'-own' if config.own else ''}"
-
-
-def peak_memory_bytes() -> int:
-    """Return this process's peak memory: the GPU's where there is one, else resident memory."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, else KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def metric(
@@ -83,11 +74,14 @@ def write_metrics(
     resumed_from: str | None = None,
     comparison: dict[str, dict[str, float]] | None = None,
     curves: Sequence[str] = (),
+    planned: dict[str, dict[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Write `metrics.json` into the run's folder and return its content.
 
     `comparison` holds what each of several ways of training cost (`seconds`, `peak_memory_bytes`,
     ...), where a recipe compares some; `trainer` is then the one that the forgetting check is of.
+
+    `planned` is what `Plan.compared` returned: the prediction and what came of it.
 
     `curves` names more logged values than the loss that are worth keeping, such as the reward.
 
@@ -134,6 +128,8 @@ def write_metrics(
     }
     if comparison:
         content["comparison"] = comparison
+    if planned:
+        content["planned"] = planned
     _write_atomically(folder / "metrics.json", json.dumps(content, indent=2) + "\n")
     return content
 

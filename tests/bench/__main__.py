@@ -6,7 +6,6 @@ all of them. Nothing else should run meanwhile. `--list` names the works.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,8 +16,6 @@ from cookbook.profiles import ROOT
 from tests.bench import peers, results
 from tests.bench.works import WORKS, Work
 
-# What reaches from a person's shell into a run, and what would let one contestant see our settings.
-FOREIGN = ("COOKBOOK_", "HF_", "TRANSFORMERS_", "THP_", "MALLOC_", "LD_PRELOAD", "OMP_", "KMP_")
 LONGEST = 1200  # seconds for one run
 
 
@@ -26,29 +23,22 @@ class CouldNotRun(Exception):
     """A contestant ended without a result; the message is the last thing it said."""
 
 
-def environment() -> dict[str, str]:
-    """Return this process's environment without what would change a contestant's settings."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-    path = [str(ROOT), *filter(None, [kept.get("PYTHONPATH")])]
-    return kept | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(path)}
-
-
 def once(work: Work, contestant: str, scratch: Path, settings: dict[str, str]) -> results.Run:
     """Run one contestant once and return what it measured."""
     result = scratch / "result.json"
     result.unlink(missing_ok=True)
     if contestant in peers.PEERS:
-        command, variables = peers.command(contestant, work, result, scratch)
+        command, given = peers.command(contestant, work, result, scratch)
     else:
         command = [sys.executable, "-m", "tests.bench.run", work.name, contestant, str(result)]
-        variables = {}
+        given = {}
     log = scratch / f"{work.name}-{contestant}.log"
     with log.open("w", encoding="utf-8") as file:
         try:
             subprocess.run(
                 command,
                 cwd=ROOT,
-                env=environment() | settings | variables,
+                env=peers.variables() | settings | given,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 timeout=LONGEST,
@@ -97,7 +87,7 @@ def warmed_up(scratch: Path) -> dict[str, str]:
     folder = scratch / "warmed-up"
     if not folder.is_dir():
         command = [sys.executable, "-m", "tests.bench.warm_up", str(folder)]
-        subprocess.run(command, cwd=ROOT, env=environment(), check=True)
+        subprocess.run(command, cwd=ROOT, env=peers.variables(), check=True)
     return {"BENCH_WARMED_UP": str(folder)}
 
 

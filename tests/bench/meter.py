@@ -1,6 +1,7 @@
 """Times and counts a contestant's optimizer steps. Needs torch alone: peers import it too."""
 
 import json
+import os
 import resource
 import sys
 import time
@@ -61,6 +62,16 @@ class Meter:
             "versions": installed(NAMED),
             **facts,
         }
+
+
+def process_start() -> float:
+    """Return when this process began, in seconds since the epoch."""
+    try:
+        import psutil
+
+        return float(psutil.Process(os.getpid()).create_time())
+    except ImportError:
+        return time.time()
 
 
 def real_tokens(batch: Any) -> int:

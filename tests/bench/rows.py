@@ -36,7 +36,15 @@ def supervised(work: Work) -> Dataset:
     rows = rows.select_columns(["input_ids", "labels"])
     if work.rows == "documents":
         return _joined(rows, work.max_length)
-    return data.drop_too_long(rows, work.max_length, "train split")
+    return _sample(data.drop_too_long(rows, work.max_length, "train split"), work)
+
+
+def _sample(rows: Dataset, work: Work) -> Dataset:
+    """Return as many rows as a run takes: all contestants see each of them once, in their order.
+
+    From all rows, batches of like length would begin with the longest, which others rarely meet.
+    """
+    return rows.shuffle(seed=0).take(work.steps * work.examples_per_step)
 
 
 def fitting_conversations(work: Work) -> Dataset:
@@ -46,7 +54,7 @@ def fitting_conversations(work: Work) -> Dataset:
         len(one) for one in data.supervise_answers(rows, words, words.eos_token_id)["input_ids"]
     ]
     kept = [place for place, length in enumerate(lengths) if length <= work.max_length]
-    return rows.select(kept).select_columns(["prompt", "completion"])
+    return _sample(rows.select(kept), work).select_columns(["prompt", "completion"])
 
 
 def _joined(rows: Dataset, length: int) -> Dataset:
@@ -78,7 +86,7 @@ def blocks(work: Work) -> Dataset:
 def pairs(work: Work) -> Dataset:
     """Return documents as `input_ids` and their summaries as `labels`, for an encoder-decoder."""
     words = tokenizer()
-    rows = data.load_splits(SUMMARIES)["train"].select(range(1000))
+    rows = _sample(data.load_splits(SUMMARIES)["train"], work)
     end = [words.eos_token_id]
 
     def tokenized(row: dict[str, Any]) -> dict[str, list[int]]:

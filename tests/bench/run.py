@@ -1,8 +1,6 @@
 """One run of one contestant: `python -m tests.bench.run WORK CONTESTANT RESULT [--order ...]`."""
 
 import argparse
-import os
-import time
 from pathlib import Path
 
 from tests.bench import meter
@@ -11,7 +9,7 @@ from tests.bench.works import WORKS
 
 def main() -> None:
     """Run the command line."""
-    started = _process_start()
+    started = meter.process_start()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", choices=WORKS)
     parser.add_argument("contestant")
@@ -26,16 +24,6 @@ def main() -> None:
     result |= {"work": work.name, "contestant": options.contestant}
     result["matmul_flops_per_second"] = meter.matmul_rate()
     meter.write(options.result, result)
-
-
-def _process_start() -> float:
-    """Return when this process began, in seconds since the epoch."""
-    try:
-        import psutil
-
-        return float(psutil.Process(os.getpid()).create_time())
-    except ImportError:
-        return time.time()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ class Work:
     examples_per_step: int  # of an optimizer step, however a contestant divides them
     timed_steps: int
     learning_rate: float
-    warm_up_steps: int = 2  # not timed: pages are touched and kernels chosen for the first time
+    warm_up_steps: int = 1  # not timed: pages are touched and kernels chosen for the first time
     lora_r: int = 16
     lora_alpha: int = 32
     rows: Literal["instructions", "documents"] = "instructions"
@@ -54,7 +54,7 @@ def _growth(length: int) -> Work:
         ("ours", "defaults"),
         max_length=length,
         examples_per_step=TOKENS_PER_STEP // length,
-        timed_steps=4,
+        timed_steps=3,
         learning_rate=1e-3,
         rows="documents",
     )
@@ -67,20 +67,20 @@ WORKS = {
             "lora",
             "LoRA SFT, SmolLM2-135M",
             "lora",
-            ("ours", "defaults", "bare"),
+            ("ours", "defaults", "bare", *PEERS),
             max_length=256,
             examples_per_step=16,
-            timed_steps=6,
+            timed_steps=4,
             learning_rate=1e-3,
         ),
         Work(
             "full",
             "full SFT, SmolLM2-135M",
             "full",
-            ("ours", "defaults", "bare"),
+            ("ours", "defaults", "bare", *PEERS),
             max_length=256,
             examples_per_step=16,
-            timed_steps=6,
+            timed_steps=4,
             learning_rate=5e-5,
         ),
         Work(
@@ -90,7 +90,7 @@ WORKS = {
             ("ours", "defaults", "bare"),
             max_length=256,
             examples_per_step=16,
-            timed_steps=6,
+            timed_steps=4,
             learning_rate=1e-3,
         ),
         Work(
@@ -111,19 +111,18 @@ WORKS = {
             ("ours", "defaults", "bare"),
             max_length=256,
             examples_per_step=16,
-            timed_steps=6,
+            timed_steps=4,
             learning_rate=3e-4,
         ),
         Work(
             "grpo",
             "GRPO, SmolLM2-135M",
             "grpo",
-            ("ours", "defaults"),
+            ("ours", "defaults", f"{WITHOUT}shared-prompts"),
             max_length=96,
             examples_per_step=64,
-            timed_steps=3,
+            timed_steps=2,
             learning_rate=4e-4,
-            warm_up_steps=1,
         ),
         Work(
             "choices",
@@ -132,7 +131,7 @@ WORKS = {
             ("ours", *(f"{WITHOUT}{choice}" for choice in CHOICES)),
             max_length=256,
             examples_per_step=16,
-            timed_steps=6,
+            timed_steps=4,
             learning_rate=1e-3,
         ),
         *map(_growth, LENGTHS),

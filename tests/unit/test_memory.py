@@ -1,79 +1,15 @@
-"""The planner's arithmetic against models that are really built."""
+"""Peaks are counted anew, and freed memory is kept."""
 
 import os
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, FalconConfig, LlamaConfig, PretrainedConfig
 
-from cookbook.memory import GIB, linear_weights, plan_qlora, reset_peak
-from cookbook.report import peak_memory_bytes
+from cookbook.memory import peak_memory_bytes, reset_peak
 
 pytestmark = pytest.mark.unit
-
-SMALL: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-}
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        LlamaConfig(**SMALL, num_key_value_heads=2, intermediate_size=96),
-        FalconConfig(**SMALL, multi_query=True),
-        FalconConfig(**SMALL, new_decoder_architecture=True, num_kv_heads=2),
-    ],
-    ids=["llama", "falcon-7b", "falcon-40b"],
-)
-def test_linear_weights_are_those_of_the_model(config: PretrainedConfig) -> None:
-    model = AutoModelForCausalLM.from_config(config)
-    layers = [
-        module
-        for module in model.modules()
-        if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings()
-    ]
-    weights = sum(layer.weight.numel() for layer in layers)
-    features = sum(layer.in_features + layer.out_features for layer in layers)
-    assert linear_weights(config) == (weights, features)
-
-
-FALCON_7B = FalconConfig(
-    vocab_size=65024, hidden_size=4544, num_attention_heads=71, num_hidden_layers=32
-)
-
-
-def test_falcon_7b_in_4_bits_takes_under_5_gib() -> None:
-    plan = plan_qlora(
-        FALCON_7B,
-        rank=16,
-        per_device_train_batch_size=2,
-        max_length=512,
-        activation_checkpointing=True,
-    )
-    assert 3.5 * GIB < plan.base_weights < 5 * GIB
-    assert plan.total < 15 * GIB
-    assert "total" in str(plan)
-
-
-def test_checkpointing_saves_activations_and_nothing_else() -> None:
-    plans = [
-        plan_qlora(
-            FALCON_7B,
-            rank=16,
-            per_device_train_batch_size=2,
-            max_length=512,
-            activation_checkpointing=on,
-        )
-        for on in (True, False)
-    ]
-    assert plans[0].activations < plans[1].activations / 8
-    assert plans[0].optimizer == plans[1].optimizer
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux resets a peak")

@@ -1,0 +1,359 @@
+"""Memory and minutes of a training, predicted before a model is loaded.
+
+One micro-batch is traced on tensors that have a shape and no content, so nothing is computed. What
+it keeps for its backward pass, and its operations, are counted then: for this very model, attention
+and precision.
+"""
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from statistics import mean
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import torch
+from datasets import Dataset
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    Trainer,
+)
+
+from cookbook.data import IGNORED
+from cookbook.memory import GIB, peak_memory_bytes
+from cookbook.training import step_of, train_in_float32
+
+# NF4 with double quantization: 4 bits a weight, and 0.127 bits for the two levels of scales
+# (QLoRA, section 3: https://arxiv.org/abs/2305.14314).
+NF4_BITS = 4.127
+# What is held for a byte of activations: room for what a layer computes on the way, and holes
+# between tensors of ever other sizes. glibc's malloc, kept from returning memory: 1.6 to 2.2,
+# measured with the recipes. CUDA's caching allocator: PyTorch's notes on memory management.
+ALLOCATOR = {"cpu": 1.85, "cuda": 1.15}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A micro-batch: `rows` of `length` tokens, the last `outputs` of which get logits.
+
+    Of an encoder-decoder, `length` and `outputs` are those of the encoder and the decoder. With
+    `answers` above 1 each row is a prompt, read once, and `outputs` the length of each answer.
+    """
+
+    rows: int
+    length: int
+    outputs: int
+    answers: int = 1
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a training step needs, part by part."""
+
+    process: float  # what is there before: Python, libraries, data
+    base_weights: float
+    adapter_weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float  # of the last layer and the loss, with their gradients
+
+    @property
+    def total(self) -> float:
+        """All parts together, in bytes."""
+        return float(sum(getattr(self, field.name) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A prediction; `print` shows it."""
+
+    memory: Memory
+    operations: float  # of the whole training
+    rate: float  # operations a second of a large matrix product, here
+    efficiency: float  # the share of that rate which training reaches
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the first training step to the last."""
+        return self.operations / (self.rate * self.efficiency)
+
+    def __str__(self) -> str:
+        rows = [
+            f"{field.name.replace('_', ' '):<16} {getattr(self.memory, field.name) / GIB:6.2f} GiB"
+            for field in fields(Memory)
+        ]
+        rows.append(f"{'total':<16} {self.memory.total / GIB:6.2f} GiB")
+        rows.append(
+            f"{self.seconds / 60:.1f} minutes: {self.operations:.2e} operations at "
+            f"{self.efficiency:.0%} of {self.rate:.2e} a second"
+        )
+        return "\n".join(rows)
+
+    def compared(
+        self, trainer: Trainer, resumed_from: str | None = None
+    ) -> dict[str, dict[str, float]]:
+        """Show the prediction beside what was measured, and return both for `write_metrics`.
+
+        Call it after `trainer.train()`, with `memory.reset_peak()` before that. `resumed_from` is
+        the checkpoint that training went on from: what came before it took no time today.
+        """
+        today = 1 - step_of(resumed_from) / trainer.state.global_step
+        seconds = float(trainer.state.log_history[-1]["train_runtime"])
+        found = {
+            "seconds": {"planned": today * self.seconds, "measured": seconds},
+            "peak_memory_bytes": {
+                "planned": self.memory.total,
+                "measured": float(peak_memory_bytes()),
+            },
+        }
+        for name, unit, size in (("seconds", "minutes", 60), ("peak_memory_bytes", "GiB", GIB)):
+            planned, seen = found[name].values()
+            print(
+                f"{unit}: {planned / size:.2f} planned, {seen / size:.2f} measured "
+                f"({planned / seen - 1:+.0%})"
+            )
+        return found
+
+
+def plan_training(
+    model_config: PretrainedConfig,
+    settings: SimpleNamespace,
+    longest: Shape,
+    typical: Shape,
+    *,
+    dtype: torch.dtype,
+    lora: Any = None,
+    load_in_4bit: bool = False,
+    base_dtype: torch.dtype | None = None,
+    passes: float = 1.0,
+) -> Plan:
+    """Predict the memory of a step over `longest` and the time of `max_steps` over `typical`.
+
+    `settings` is the notebook's `config`; its `efficiency` is the share of a large matrix product's
+    rate that training reaches, as recorded before. `dtype` is what the device computes in under
+    autocast; a frozen base is held in it too, or in `base_dtype`. What is trained is float32.
+    `passes` multiplies the operations, for what a method does beside training passes.
+    """
+    held = torch.float32 if lora is None else base_dtype or dtype
+    model = _without_content(model_config, settings, held, lora)
+    checkpointing = bool(getattr(settings, "activation_checkpointing", False))
+    kept, logits, operations = _trace(model, longest, dtype, checkpointing)
+    if typical != longest:
+        *_, operations = _trace(model, typical, dtype, checkpointing)
+    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    sizes = (one.numel() * one.element_size() for one in model.parameters())
+    frozen = float(sum(sizes)) - 4 * trained
+    if load_in_4bit:
+        frozen = _in_4_bits(model, frozen)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    steps = settings.max_steps * settings.gradient_accumulation_steps
+    return Plan(
+        Memory(
+            process=0.0 if device == "cuda" else float(psutil.Process().memory_info().rss),
+            base_weights=4.0 * trained if lora is None else frozen,
+            adapter_weights=0.0 if lora is None else 4.0 * trained,
+            gradients=4.0 * trained,
+            optimizer=8.0 * trained,
+            activations=ALLOCATOR[device] * kept,
+            logits=logits,
+        ),
+        operations=passes * steps * operations,
+        rate=matmul_rate(dtype),
+        efficiency=settings.efficiency,
+    )
+
+
+def shapes(
+    rows: Dataset, settings: SimpleNamespace, *, grouped: bool, all_outputs: bool = False
+) -> tuple[Shape, Shape]:
+    """Return the longest and the typical micro-batch of tokenized rows.
+
+    `grouped` tells whether batches are made of rows of like length. Logits are counted where labels
+    are, or everywhere with `all_outputs`. The longest has the most labels of any batch, too.
+    """
+    counts = [
+        (len(ids), sum(one != IGNORED for one in labels))
+        for ids, labels in zip(rows["input_ids"], rows["labels"])
+    ]
+    size = min(settings.per_device_train_batch_size, len(counts))
+    if grouped:
+        counts = sorted(counts)
+    batches = [counts[at : at + size] for at in range(0, len(counts) - size + 1, size)]
+    lengths = [max(length for length, _ in batch) for batch in batches]
+    labelled = [mean(count for _, count in batch) for batch in batches]
+    if all_outputs:
+        labelled = [float(length) for length in lengths]
+    return (
+        Shape(size, max(lengths), round(max(labelled))),
+        Shape(size, round(mean(lengths)), round(mean(labelled))),
+    )
+
+
+def matmul_rate(dtype: torch.dtype, seconds: float = 0.1) -> float:
+    """Return the operations a second of a large matrix product on this machine's fastest device.
+
+    The best of five measurements of `seconds` each: what else runs can only slow one down.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 8192 if device == "cuda" else 1536
+    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+
+    def multiply(count: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(count):
+            left @ right
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - begin) / count
+
+    once = min(multiply(1) for _ in range(3))
+    count = max(1, round(seconds / once))
+    return 2.0 * size**3 / min(multiply(count) for _ in range(5))
+
+
+def _without_content(
+    model_config: PretrainedConfig, settings: SimpleNamespace, dtype: torch.dtype, lora: Any
+) -> PreTrainedModel:
+    """Return the model as it will be trained, with shapes instead of weights."""
+    pairs = model_config.is_encoder_decoder
+    kind = AutoModelForSeq2SeqLM if pairs else AutoModelForCausalLM
+    attention = getattr(settings, "attn_implementation", None)
+    with torch.device("meta"):
+        build: Any = kind.from_config
+        model: PreTrainedModel = build(
+            model_config if pairs else model_config.get_text_config(),
+            dtype=dtype,
+            **({} if attention is None else {"attn_implementation": attention}),
+        )
+        if lora is not None:
+            from peft import get_peft_model
+
+            # peft writes the names of the layers it finds into the configuration it is given
+            model = get_peft_model(model, copy.deepcopy(lora))
+            train_in_float32(model)
+    model.train()
+    return model
+
+
+def _in_4_bits(model: PreTrainedModel, frozen: float) -> float:
+    """Return the bytes of frozen weights with linear layers in NF4; the head stays as it is."""
+    head = model.get_output_embeddings()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear) and layer is not head:
+            weight = layer.weight
+            if not weight.requires_grad:
+                frozen += weight.numel() * (NF4_BITS / 8 - weight.element_size())
+    return frozen
+
+
+def _trace(
+    model: PreTrainedModel, shape: Shape, dtype: torch.dtype, checkpointing: bool
+) -> tuple[float, float, float]:
+    """Return what a micro-batch takes: bytes kept for the backward pass, bytes of the logits, and
+    operations.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kept: dict[int, tuple[int, torch.UntypedStorage]] = {}  # held, so that no address occurs twice
+    with FakeTensorMode(allow_non_fake_inputs=True), _placed(model, device) as weights:
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in weights:
+                kept[storage._cdata] = storage.nbytes(), storage
+            return tensor
+
+        autocast = torch.autocast(device, dtype) if dtype != torch.float32 else nullcontext()
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with FlopCounterMode(display=False) as counter:
+            with hooks, autocast, _lean(model):
+                logits = _forward(model, shape, device).flatten(0, 1)
+            total = float(sum(size for size, _ in kept.values()))
+            targets = torch.zeros(len(logits), dtype=torch.long, device=device)
+            loss = functional.cross_entropy(logits.float(), targets)
+            forward = counter.get_total_flops()
+            loss.backward()
+        operations = float(counter.get_total_flops())
+    # The logits and their gradient as computed, their softmax and its gradient in float32.
+    of_loss = float(logits.numel() * 2 * (4 + logits.element_size()))
+    if checkpointing:  # each layer keeps its input, and one at a time computes the rest again
+        text = model.config.get_text_config()
+        layers, width = text.num_hidden_layers, text.hidden_size
+        inputs = shape.rows * shape.length * width * (4 if dtype == torch.float32 else 2)
+        return inputs * layers + total / layers, of_loss, operations + forward
+    return total, of_loss, operations
+
+
+def _forward(model: PreTrainedModel, shape: Shape, device: str) -> torch.Tensor:
+    """Return the logits of a micro-batch: (rows, outputs, vocabulary)."""
+
+    def tokens(rows: int, length: int) -> torch.Tensor:
+        return torch.ones(rows, length, dtype=torch.long, device=device)
+
+    call: Any = model
+    ids = tokens(shape.rows, shape.length)
+    head: Any = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, hidden: (hidden[0][:, -shape.outputs :],))
+    try:
+        if model.config.is_encoder_decoder:
+            target = tokens(shape.rows, shape.outputs)
+            result = call(input_ids=ids, attention_mask=ids, decoder_input_ids=target)
+        elif shape.answers == 1:
+            result = call(input_ids=ids, attention_mask=ids, use_cache=False)
+        else:
+            read = call(input_ids=ids, attention_mask=ids, use_cache=True)
+            read.past_key_values.batch_repeat_interleave(shape.answers)
+            answers = tokens(shape.rows * shape.answers, shape.outputs)
+            whole = tokens(len(answers), shape.length + shape.outputs)
+            cache = read.past_key_values
+            result = call(input_ids=answers, attention_mask=whole, past_key_values=cache)
+        logits: torch.Tensor = result.logits
+        return logits
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _lean(model: PreTrainedModel) -> Iterator[None]:
+    """Leave casts to autocast, as the recipes' training cells do with adapters."""
+    if hasattr(model, "peft_config"):
+        from peft.helpers import disable_input_dtype_casting
+
+        with disable_input_dtype_casting(model):
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def _placed(model: PreTrainedModel, device: str) -> Iterator[set[int]]:
+    """Give weights and buffers a device, still without content; yield their storages."""
+    fake: dict[int, Any] = {}
+    before = []
+    for module in model.modules():
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables:
+            for name, value in list(table.items()):
+                if value is None:
+                    continue
+                before.append((table, name, value))
+                if id(value) not in fake:
+                    empty = torch.empty(value.shape, dtype=value.dtype, device=device)
+                    if isinstance(value, torch.nn.Parameter):
+                        empty = torch.nn.Parameter(empty, requires_grad=value.requires_grad)
+                    fake[id(value)] = empty
+                table[name] = fake[id(value)]
+    try:
+        yield {value.untyped_storage()._cdata for value in fake.values()}
+    finally:
+        for table, name, value in before:
+            table[name] = value

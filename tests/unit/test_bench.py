@@ -1,0 +1,160 @@
+"""The benchmark's arithmetic, and that its contestants are given the same work."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.bench import __main__ as bench
+from tests.bench import meter, peers, results, rows
+from tests.bench.works import CHOICES, LENGTHS, WITHOUT, WORKS, Work
+
+pytestmark = pytest.mark.unit
+
+WORK = Work(
+    "lora",
+    "LoRA",
+    "lora",
+    ("ours", "defaults"),
+    max_length=64,
+    examples_per_step=4,
+    timed_steps=2,
+    learning_rate=1e-3,
+)
+
+
+def run(seconds: list[float], tokens: list[int], rate: float = 1e9, **facts: Any) -> results.Run:
+    """What a contestant's process leaves behind."""
+    return {
+        "seconds": seconds,
+        "tokens": tokens,
+        "losses": [2.0, 1.0],
+        "rewards": [],
+        "startup_seconds": 3.0,
+        "peak_memory_bytes": 2 * results.GIB,
+        "matmul_flops_per_second": rate,
+        "parameters": 1000,
+        "trainable_parameters": 10,
+        "versions": {"torch": "2"},
+    } | facts
+
+
+def test_the_warm_up_is_not_timed() -> None:
+    assert results.rate(run([9.0, 1.0, 3.0], [100, 40, 40]), warm_up=1) == 20.0
+
+
+def test_medians_and_mfu() -> None:
+    three = [run([1, 1, 1], [1, speed, speed]) for speed in (10, 50, 20)]
+    found = results.summary(three, WORK)
+    assert found["tokens_per_second"] == 20
+    assert found["tokens_per_second_of_each_round"] == [10, 50, 20]
+    assert found["mfu"] == pytest.approx(6 * 1000 * 20 / 1e9)
+    assert found["steps_per_minute"] == 60
+    assert found["rounds"] == 3
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    """A machine that slows down in the middle slows both, and changes no ratio."""
+    ours = [run([1, 1, 1], [1, speed, speed]) for speed in (40, 4, 40)]
+    theirs = [run([1, 1, 1], [1, speed, speed]) for speed in (10, 1, 10)]
+    found = results.record(WORK, {"ours": ours, "defaults": theirs}, {"litgpt": "no wheel"})
+    assert found["ours_is_times_as_fast_as"] == {"defaults": 4.0}
+    assert results.lines(found, None) == [
+        "lora: litgpt could not run: no wheel",
+        "lora: 4.00x defaults",
+    ]
+    assert "| LoRA | " in results.table([found]) and "could not run: no wheel" in results.table(
+        [found]
+    )
+
+
+def test_the_history_is_kept_and_a_slowdown_is_said(tmp_path: Path) -> None:
+    fast, slow = (
+        results.record(WORK, {"ours": [run([1, 1, 1], [1, speed, speed])]}, {})
+        for speed in (100, 50)
+    )
+    assert results.add(fast, tmp_path) is None
+    before = results.add(slow, tmp_path)
+    assert before == json.loads(json.dumps(fast))
+    assert [one["contestants"] for one in results.history(next(tmp_path.glob("*.json")))] == [
+        json.loads(json.dumps(one["contestants"])) for one in (fast, slow)
+    ]
+    assert results.latest(tmp_path)[0]["contestants"]["ours"]["tokens_per_second"] == 50
+    assert any(
+        "tokens/s -50%, MFU -50%, memory +0%" in line for line in results.lines(slow, before)
+    )
+
+
+def test_a_plot_is_drawn(tmp_path: Path) -> None:
+    found = results.record(WORK, {"ours": [run([1, 1, 1], [1, 5, 5])]}, {})
+    results.plot([found], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+
+
+def test_real_tokens_leave_padding_out() -> None:
+    ids = torch.tensor([[1, 2, 0], [3, 0, 0]])
+    labels = torch.tensor([[5, -100], [6, 7]])
+    assert meter.real_tokens({"input_ids": ids}) == 6
+    assert meter.real_tokens({"input_ids": ids, "attention_mask": (ids > 0).long()}) == 3
+    pair = {"attention_mask": (ids > 0).long(), "labels": labels, "decoder_input_ids": labels}
+    assert meter.real_tokens(pair) == 3 + 3
+
+
+def test_steps_are_timed_from_their_beginning() -> None:
+    clock = meter.Meter(started=time.time() - 5)
+    count = clock.counted(lambda batch: {"input_ids": torch.ones(batch, 7)})
+    for _ in range(2):
+        clock.begin_step()
+        count(2), count(1)
+        time.sleep(0.02)
+        clock.end_step()
+    found = clock.result(2, parameters=1)
+    assert found["tokens"] == [21, 21]
+    assert 5 <= found["startup_seconds"] < 6
+    assert all(0.02 <= one < 0.5 for one in found["seconds"])
+    with pytest.raises(RuntimeError, match="no optimizer step"):
+        meter.Meter(0.0).result(1)
+
+
+def test_every_contestant_is_given_the_same_rows() -> None:
+    """One tokenizes messages itself, the other gets token ids: the words are the same."""
+    work = WORKS["lora"]
+    tokenized, asked = rows.supervised(work), rows.fitting_conversations(work)
+    words = rows.tokenizer()
+    assert len(tokenized) == len(asked) == work.steps * work.examples_per_step
+    for row, conversation in zip(tokenized.take(8), asked.take(8)):
+        answer = conversation["completion"][0]["content"]
+        said = str(words.decode([one for one in row["labels"] if one != -100]))
+        assert said.startswith(answer)
+        assert len(row["input_ids"]) <= work.max_length
+
+
+def test_works_are_named_once_and_every_choice_is_taken_away() -> None:
+    assert set(WORKS) >= {"lora", "full", "qlora", "pretrain", "grpo", "seq2seq"}
+    assert WORKS["choices"].contestants == ("ours", *(f"{WITHOUT}{one}" for one in CHOICES))
+    for length in LENGTHS:
+        work = WORKS[f"lora-{length}"]
+        assert work.max_length * work.examples_per_step == 2048
+
+
+def test_an_unknown_work_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["nonsense"])
+    assert "there is no work nonsense; there are lora, " in capsys.readouterr().err
+
+
+def test_what_a_failed_contestant_said_last_is_kept(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text(f"one\nImportError: {Path.home()}/x is missing\n\n", encoding="utf-8")
+    assert bench.last_line(log) == "ImportError: ~/x is missing"
+
+
+def test_a_persons_own_settings_do_not_reach_a_contestant(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "COOKBOOK_PROFILE", "HF_HOME", "MALLOC_ARENA_MAX"):
+        monkeypatch.setenv(name, "1")
+    found = peers.variables()
+    assert not {"OMP_NUM_THREADS", "COOKBOOK_PROFILE", "HF_HOME", "MALLOC_ARENA_MAX"} & set(found)
+    assert found["HF_HUB_OFFLINE"] == "1"

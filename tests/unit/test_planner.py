@@ -1,0 +1,245 @@
+"""The planner's counts against models that are really built and really run."""
+
+import copy
+import time
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from datasets import Dataset, concatenate_datasets
+from peft import LoraConfig, get_peft_model
+from peft.helpers import disable_input_dtype_casting
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    FalconConfig,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    PretrainedConfig,
+    Qwen3Config,
+    T5Config,
+)
+
+from cookbook import planner, training
+from cookbook.data import IGNORED
+from cookbook.memory import GIB
+from cookbook.planner import Shape
+
+pytestmark = pytest.mark.unit
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+}
+GROUPED: dict[str, Any] = {"num_key_value_heads": 2, "intermediate_size": 96, "head_dim": 16}
+FAMILIES: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**SMALL, **GROUPED),
+    "falcon": FalconConfig(**SMALL, multi_query=True),
+    "opt": OPTConfig(**SMALL, ffn_dim=96, word_embed_proj_dim=64, dropout=0.0),
+    "gemma3": Gemma3TextConfig(**SMALL, **GROUPED),
+    "qwen3": Qwen3Config(**SMALL, **GROUPED),
+    "gpt2": GPT2Config(
+        vocab_size=64, n_embd=64, n_head=4, n_layer=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    ),
+    "t5": T5Config(
+        vocab_size=64, d_model=64, d_kv=16, d_ff=96, num_heads=4, num_layers=2, dropout_rate=0.0
+    ),
+}
+SETTINGS = SimpleNamespace(
+    max_steps=10,
+    per_device_train_batch_size=4,
+    gradient_accumulation_steps=2,
+    attn_implementation="eager",
+    activation_checkpointing=False,
+    efficiency=0.5,
+)
+SHAPE = Shape(rows=4, length=24, outputs=5)
+LORA = LoraConfig(r=4, target_modules="all-linear")
+NF4: dict[str, Any] = {"dtype": torch.bfloat16, "load_in_4bit": True}
+
+
+def plan(config: PretrainedConfig, shape: Shape = SHAPE, **changes: Any) -> planner.Plan:
+    settings = SimpleNamespace(**vars(SETTINGS) | changes.pop("settings", {}))
+    given: dict[str, Any] = {"dtype": torch.float32} | changes
+    return planner.plan_training(config, settings, shape, shape, **given)
+
+
+def really(
+    config: PretrainedConfig, lora: LoraConfig | None, dtype: torch.dtype
+) -> tuple[int, int]:
+    """Run a micro-batch of `SHAPE` and return the bytes it kept and its operations."""
+    kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    held = dtype if lora else torch.float32
+    model: Any = kind.from_config(config, dtype=held, attn_implementation="eager").train()
+    if lora:
+        model = get_peft_model(model, lora)
+        training.train_in_float32(model)
+    weights = {one.untyped_storage().data_ptr() for one in model.parameters()}
+    weights |= {one.untyped_storage().data_ptr() for one in model.buffers()}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    ids = torch.ones(SHAPE.rows, SHAPE.length, dtype=torch.long)
+    inputs = {"input_ids": ids, "attention_mask": ids, "use_cache": False}
+    if config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids[:, : SHAPE.outputs]
+    autocast = torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext()
+    lean = disable_input_dtype_casting(model) if lora else nullcontext()
+    model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, hidden: (hidden[0][:, -SHAPE.outputs :],)
+    )
+    with FlopCounterMode(display=False) as counter:
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with hooks, autocast, lean:
+            logits = model(**inputs).logits.flatten(0, 1)
+        targets = torch.zeros(len(logits), dtype=torch.long)
+        loss = functional.cross_entropy(logits.float(), targets)
+        loss.backward()
+    return sum(one.nbytes() for one in kept.values()), counter.get_total_flops()
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_what_a_step_keeps_and_computes(dtype: torch.dtype, family: str, adapted: bool) -> None:
+    if dtype == torch.float32 and family != "llama":
+        pytest.skip("one family is enough to see that nothing is cast")
+    lora = LoraConfig(r=4, target_modules="all-linear") if adapted else None
+    found = plan(FAMILIES[family], lora=lora, dtype=dtype)
+    assert lora is None or lora.target_modules == "all-linear", "the plan changed what it was given"
+    kept, operations = really(FAMILIES[family], lora, dtype)
+    activations = found.memory.activations / planner.ALLOCATOR["cpu"]
+    assert activations == pytest.approx(kept, rel=0.02)
+    assert found.operations == 10 * 2 * operations
+
+
+def test_full_fine_tuning_holds_sixteen_bytes_a_weight() -> None:
+    count = AutoModelForCausalLM.from_config(FAMILIES["llama"]).num_parameters()
+    memory = plan(FAMILIES["llama"], dtype=torch.bfloat16).memory
+    assert (memory.base_weights, memory.gradients, memory.optimizer) == (
+        4 * count,
+        4 * count,
+        8 * count,
+    )
+    assert memory.adapter_weights == 0
+
+
+def test_adapters_alone_have_gradients_and_optimizer_states() -> None:
+    base = AutoModelForCausalLM.from_config(FAMILIES["llama"])
+    count = base.num_parameters()
+    adapters = training.trainable_weights(get_peft_model(base, copy.deepcopy(LORA)))
+    memory = plan(FAMILIES["llama"], dtype=torch.bfloat16, lora=LORA).memory
+    assert memory.base_weights == 2 * count
+    assert memory.adapter_weights == memory.gradients == memory.optimizer / 2 == 4 * adapters
+    wide = plan(FAMILIES["llama"], dtype=torch.bfloat16, lora=LORA, base_dtype=torch.float32)
+    assert wide.memory.base_weights == 4 * count
+
+
+FALCON_7B = FalconConfig(
+    vocab_size=65024, hidden_size=4544, num_attention_heads=71, num_hidden_layers=32
+)
+ONE_CARD = Shape(rows=2, length=512, outputs=64)
+
+
+def test_falcon_7b_in_4_bits_is_planned_without_its_memory() -> None:
+    before = psutil.Process().memory_info().rss
+    found = plan(
+        FALCON_7B, ONE_CARD, lora=LORA, settings={"activation_checkpointing": True}, **NF4
+    ).memory
+    assert psutil.Process().memory_info().rss - before < GIB, "7B in 16 bits would be 14 GB"
+    assert 3.5 * GIB < found.base_weights < 5 * GIB
+    assert found.total - found.process < 15 * GIB
+
+
+def test_checkpointing_saves_activations_and_costs_a_forward_pass() -> None:
+    on, off = (
+        plan(FALCON_7B, ONE_CARD, lora=LORA, settings={"activation_checkpointing": one}, **NF4)
+        for one in (True, False)
+    )
+    assert on.memory.activations < off.memory.activations / 8
+    assert on.memory.optimizer == off.memory.optimizer
+    assert 1.3 < on.operations / off.operations < 1.6
+
+
+def test_answers_share_their_prompt() -> None:
+    apart = plan(FAMILIES["llama"], Shape(rows=32, length=46, outputs=6))
+    shared = plan(FAMILIES["llama"], Shape(rows=4, length=40, outputs=6, answers=8))
+    assert shared.operations < 0.35 * apart.operations
+    assert shared.memory.activations < 0.5 * apart.memory.activations
+
+
+def test_time_is_operations_over_what_the_machine_reaches() -> None:
+    one, two = (plan(FAMILIES["llama"], settings={"max_steps": steps}) for steps in (10, 20))
+    assert two.operations == 2 * one.operations
+    assert one.seconds == pytest.approx(one.operations / (0.5 * one.rate))
+    assert plan(FAMILIES["llama"], passes=1.5).operations == 1.5 * one.operations
+    assert "total" in str(one) and "minutes" in str(one)
+
+
+def test_the_matrix_rate_is_this_machines() -> None:
+    left = torch.ones(512, 512)
+    count = 50
+    begin = time.perf_counter()
+    for _ in range(count):
+        left @ left
+    rate = count * 2 * 512**3 / (time.perf_counter() - begin)
+    assert 0.1 < planner.matmul_rate(torch.float32, 0.1) / rate < 10
+
+
+def _rows(lengths: list[int], labelled: int = 2) -> Dataset:
+    ids = [[7] * length for length in lengths]
+    labels = [[IGNORED] * (length - labelled) + [7] * labelled for length in lengths]
+    return Dataset.from_dict({"input_ids": ids, "labels": labels})
+
+
+def test_shapes_are_those_of_the_batches() -> None:
+    rows = _rows([10, 30, 10, 30, 10, 30, 10, 30])
+    longest, typical = planner.shapes(rows, SETTINGS, grouped=True)
+    assert longest == Shape(rows=4, length=30, outputs=2)
+    assert typical == Shape(rows=4, length=20, outputs=2)
+    assert planner.shapes(rows, SETTINGS, grouped=False)[1].length == 30, "each batch has a 30"
+    assert planner.shapes(rows, SETTINGS, grouped=True, all_outputs=True)[1].outputs == 20
+    assert planner.shapes(_rows([5, 9]), SETTINGS, grouped=True)[0] == Shape(2, 9, 2)
+
+
+def test_the_longest_batch_has_the_most_labels() -> None:
+    rows = concatenate_datasets([_rows([10] * 4), _rows([10] * 4, labelled=8)])
+    longest, typical = planner.shapes(rows, SETTINGS, grouped=False)
+    assert (longest.outputs, typical.outputs) == (8, 5)
+
+
+def test_logits_and_their_gradients_are_counted() -> None:
+    few, many = (plan(FAMILIES["llama"], Shape(4, 24, outputs)).memory for outputs in (5, 10))
+    elements = 4 * 5 * FAMILIES["llama"].vocab_size
+    assert few.logits == 2 * (4 + 4) * elements, "logits and softmax, each with its gradient"
+    assert many.logits == 2 * few.logits
+    assert many.activations < 1.1 * few.activations
+
+
+def test_the_plan_is_shown_beside_what_came_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    memory = planner.Memory(GIB, GIB, 0, 0, 0, 0, 0)
+    prediction = planner.Plan(memory, operations=6e12, rate=1e11, efficiency=0.5)
+    trainer: Any = SimpleNamespace(
+        state=SimpleNamespace(global_step=40, log_history=[{"train_runtime": 100.0}])
+    )
+    found = prediction.compared(trainer)
+    assert found["seconds"] == {"planned": 120.0, "measured": 100.0}
+    assert found["peak_memory_bytes"]["planned"] == 2 * GIB
+    assert found["peak_memory_bytes"]["measured"] > 0
+    assert "minutes: 2.00 planned, 1.67 measured (+20%)" in capsys.readouterr().out
+    resumed = prediction.compared(trainer, "runs/checkpoints/checkpoint-30")
+    assert resumed["seconds"]["planned"] == 30.0

@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from datasets import disable_progress_bars
+
 from cookbook.profiles import ROOT
 from tests.bench import peers, results
 from tests.bench.works import WORKS, Work
@@ -106,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = sorted(set(options.works) - set(WORKS))
     if unknown:
         parser.error(f"there is no work {', '.join(unknown)}; there are {', '.join(WORKS)}")
+    disable_progress_bars()
     said = []
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         for name in options.works or WORKS:

@@ -73,8 +73,8 @@ class Watch:
         """Note the end of a step, and how many weights it changed."""
         self.meter.end_step()
         if not self.trainable:
-            groups = optimizer.param_groups
-            self.trainable = sum(one.numel() for group in groups for one in group["params"])
+            weights = [one for group in optimizer.param_groups for one in group["params"]]
+            self.trainable = sum(one.numel() for one in weights if one.requires_grad)
 
 
 def litgpt(task: Task, watch: Watch) -> None:
@@ -93,12 +93,15 @@ def litgpt(task: Task, watch: Watch) -> None:
     everything = ("query", "key", "value", "projection", "mlp")
     adapters: dict[str, Any] = {f"lora_{one}": True for one in everything}
     adapters |= {"lora_r": task.lora_r, "lora_alpha": task.lora_alpha, "lora_dropout": 0.0}
-    sys.argv = ["litgpt"]  # it reads the command line once more when it saves its settings
+    checkpoint = Path(task.prepared) / "SmolLM2-135M-Instruct"
+    # It reads its command line once more when it saves its settings.
+    chosen = adapters if task.kind == "lora" else {}
+    sys.argv = ["litgpt", str(checkpoint), *(f"--{name}={chosen[name]}" for name in chosen)]
     recipe.setup(
-        Path(task.prepared) / "SmolLM2-135M-Instruct",
+        checkpoint,
         out_dir=Path(task.output),
         precision="bf16-true",
-        **(adapters if task.kind == "lora" else {}),
+        **chosen,
         data=importlib.import_module("litgpt.data").JSON(
             json_path=Path(task.prepared) / "rows", mask_prompt=True, prompt_style="smollm2"
         ),

@@ -58,8 +58,8 @@ def test_medians_and_mfu() -> None:
 
 def test_ratios_are_taken_round_by_round() -> None:
     """A machine that slows down in the middle slows both, and changes no ratio."""
-    ours = [run([1, 1, 1], [1, speed, speed]) for speed in (40, 4, 40)]
-    theirs = [run([1, 1, 1], [1, speed, speed]) for speed in (10, 1, 10)]
+    ours = [run([1, 4, 4], [8, 8, 8]), run([1, 40, 40], [8, 8, 8]), run([1, 4, 4], [8, 8, 8])]
+    theirs = [run([4 * second for second in one["seconds"]], [8, 8, 8]) for one in ours]
     found = results.record(WORK, {"ours": ours, "defaults": theirs}, {"litgpt": "no wheel"})
     assert found["ours_is_times_as_fast_as"] == {"defaults": 4.0}
     assert results.lines(found, None) == [
@@ -68,6 +68,26 @@ def test_ratios_are_taken_round_by_round() -> None:
     ]
     assert "| LoRA | " in results.table([found]) and "could not run: no wheel" in results.table(
         [found]
+    )
+
+
+def test_another_work_is_said() -> None:
+    """A contestant that trains other weights, fewer tokens or another loss is no competitor."""
+    same = run([1, 1, 1], [100, 100, 100])
+    others = {
+        "defaults": [same],
+        "ours": [run([1, 1, 1], [98, 102, 99], losses=[2.1, 1.0])],
+        "bare": [run([1, 1, 1], [50, 50, 50])],
+        "litgpt": [run([1, 1, 1], [100, 100, 100], trainable_parameters=11)],
+        "axolotl": [run([1, 1, 1], [100, 100, 100], losses=[2.5, 1.0])],
+    }
+    assert results.record(WORK, others, {})["other_work"] == [
+        "bare: tokens 150 instead of 300",
+        "litgpt: trainable weights 11 instead of 10",
+        "axolotl: loss of the first step 2.5 instead of 2",
+    ]
+    assert "lora: bare: tokens 150 instead of 300" in results.lines(
+        results.record(WORK, others, {}), None
     )
 
 

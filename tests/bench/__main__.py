@@ -15,7 +15,8 @@ from pathlib import Path
 from datasets import disable_progress_bars
 
 from cookbook.profiles import ROOT
-from tests.bench import peers, results
+from cookbook.record import notebooks
+from tests.bench import documents, peers, results
 from tests.bench.works import WORKS, Work
 
 LONGEST = 1200  # seconds for one run
@@ -97,8 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("works", nargs="*", metavar="WORK", help="all of them if none is named")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--contestants", nargs="+")
+    parser.add_argument("--rounds", type=int, default=results.FEWEST_ROUNDS)
+    parser.add_argument("--contestants", nargs="+", help="these alone; nothing is recorded then")
     parser.add_argument("--list", action="store_true", help="name the works and do nothing")
     parser.add_argument("--dry-run", action="store_true", help="measure and record nothing")
     options = parser.parse_args(arguments)
@@ -108,6 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = sorted(set(options.works) - set(WORKS))
     if unknown:
         parser.error(f"there is no work {', '.join(unknown)}; there are {', '.join(WORKS)}")
+    recorded = not options.dry_run and not options.contestants
+    if recorded and options.rounds < results.FEWEST_ROUNDS:
+        print(f"nothing is recorded: that takes {results.FEWEST_ROUNDS} rounds or more")
+        recorded = False
     disable_progress_bars()
     said = []
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
@@ -120,10 +125,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not new["contestants"]:
                 print(f"{name}: no contestant ran", file=sys.stderr)
                 return 1
-            before = None if options.dry_run else results.add(new)
+            before = results.add(new) if recorded else None
             said += results.lines(new, before)
-    if not options.dry_run:
+    if recorded:
         results.plot(results.latest(), results.RESULTS / "tokens_per_second.png")
+        documents.rewrite(results.latest(), notebooks())
     print("\n".join(said))
     return 0
 

@@ -88,7 +88,7 @@ def attention(work: Work, without: str = "") -> str:
     return "eager" if work.max_length <= SHORT and without != "plain-attention" else "sdpa"
 
 
-def load(work: Work, attn_implementation: str | None = None) -> Any:
+def load(work: Work, attn_implementation: str | None = None, without: str = "") -> Any:
     """Return the model that is trained, in the precision of its weights."""
     set_seed(SEED)
     kind: dict[str, Any] = (
@@ -97,8 +97,10 @@ def load(work: Work, attn_implementation: str | None = None) -> Any:
     if work.kind == "pretrain":
         config = GPT2Config(vocab_size=rows.GPT2_VOCABULARY, **GPT2)
         if attn_implementation is not None:  # the recipe's choices; None is GPT-2 as published
-            config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
-            config.activation_function = "gelu_pytorch_tanh"
+            if without != "no-dropout":
+                config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
+            if without != "fused-gelu":
+                config.activation_function = "gelu_pytorch_tanh"
         return AutoModelForCausalLM.from_config(config, **kind)
     if work.kind == "seq2seq":
         words = rows.tokenizer()
@@ -182,7 +184,7 @@ def ours(work: Work, folder: str, order: str | None, without: str = "") -> tuple
     """
     if without != "kept-memory":
         memory.keep_freed_memory()
-    model = load(work, attention(work, without))
+    model = load(work, attention(work, without), without)
     if without == "half-base" and work.kind == "lora":
         model = model.float()
     common = _common(work, folder, order)

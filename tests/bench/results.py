@@ -9,11 +9,12 @@ from statistics import median
 from typing import Any
 
 from cookbook.profiles import ROOT, device_name
-from tests.bench.works import LENGTHS, WORKS, Work
+from tests.bench.works import LENGTHS, WITHOUT, WORKS, Work
 
 RESULTS = ROOT / "results" / "bench"
 GIB = 2**30
 BASELINE = "ours"
+FEWEST_ROUNDS = 5  # of a record
 MOST_OTHER_TOKENS = 0.05  # templates end a turn with or without a line feed, and cut differently
 MOST_OTHER_LOSS = 0.1
 
@@ -172,26 +173,52 @@ def latest(folder: Path = RESULTS) -> list[Record]:
 
 
 def table(records: Sequence[Record]) -> str:
-    """Return the table of all works but the growing ones, a row for each contestant."""
+    """Return the contestants of all works but the growing ones; what was taken away is not here."""
     rows = [
-        "| work | on | contestant | tokens/s | steps/min | MFU | peak memory | ours is |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| work | on | contestant | tokens/s | steps/min | MFU | peak memory | start-up "
+        "| ours is |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one in records:
-        if one["work"] in _growing():
+        names = [name for name in one["contestants"] if not name.startswith(WITHOUT)]
+        if one["work"] in _growing() or names == [BASELINE]:
             continue
-        for name, found in one["contestants"].items():
+        for name in names:
+            found = one["contestants"][name]
             times = one["ours_is_times_as_fast_as"].get(name)
             rows.append(
-                f"| {one['title']} | {one['device']} | {name} | {found['tokens_per_second']:.0f} "
+                f"| {one['title']} | {one['device']} "
+                f"| {' '.join(filter(None, [name, found['versions'].get(name)]))} "
+                f"| {found['tokens_per_second']:.0f} "
                 f"| {found['steps_per_minute']:.1f} | {found['mfu']:.2f} "
                 f"| {found['peak_memory_bytes'] / GIB:.1f} GiB "
+                f"| {found['startup_seconds']:.0f} s "
                 f"| {f'{times:.1f} times as fast' if times else '-'} |"
             )
         rows += [
-            f"| {one['title']} | {one['device']} | {name} | could not run: {why} | | | | |"
+            f"| {one['title']} | {one['device']} | {name} | could not run: {why} | | | | | |"
             for name, why in one["could_not_run"].items()
         ]
+    return "\n".join(rows)
+
+
+def gains_table(records: Sequence[Record]) -> str:
+    """Return what each choice is worth: `ours` beside `ours` without it."""
+    rows = [
+        "| work | on | choice | times as fast with it | peak memory with it | without it |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for one in records:
+        mine = one["contestants"].get(BASELINE)
+        for name, found in one["contestants"].items():
+            if mine is None or not name.startswith(WITHOUT):
+                continue
+            rows.append(
+                f"| {one['title']} | {one['device']} | {name.removeprefix(WITHOUT)} "
+                f"| {one['ours_is_times_as_fast_as'][name]:.2f} "
+                f"| {mine['peak_memory_bytes'] / GIB:.1f} GiB "
+                f"| {found['peak_memory_bytes'] / GIB:.1f} GiB |"
+            )
     return "\n".join(rows)
 
 
@@ -219,9 +246,11 @@ def plot(records: Sequence[Record], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     shown = [one for one in records if one["work"] not in _growing()]
+    shown = [one for one in shown if one["work"] != "choices"]
     figure, axes = plt.subplots(1, len(shown), figsize=(3.2 * len(shown), 3.4), squeeze=False)
     for axis, one in zip(axes.flat, shown):
         found = one["contestants"]
+        found = {name: value for name, value in found.items() if not name.startswith(WITHOUT)}
         names = sorted(found, key=lambda name: -found[name]["tokens_per_second"])
         rates = [found[name]["tokens_per_second"] for name in names]
         spread = [found[name]["tokens_per_second_of_each_round"] for name in names]

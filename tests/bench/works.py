@@ -41,6 +41,9 @@ CHOICES = (
     "half-base",
     "kept-activations",
 )
+# What the recipes that have no adapter choose beside these.
+PRETRAIN_CHOICES = ("kept-memory", "plain-attention", "fused-gelu", "no-dropout")
+SEQ2SEQ_CHOICES = ("kept-memory", "plain-attention", "like-lengths")
 # Whole documents, joined and cut to one length: the cost of a token as rows grow.
 LENGTHS = (128, 256, 512, 1024, 2048)
 TOKENS_PER_STEP = 2048
@@ -97,7 +100,7 @@ WORKS = {
             "pretrain",
             "GPT-2 from scratch",
             "pretrain",
-            ("ours", "defaults", "bare"),
+            ("ours", "defaults", "bare", *map(WITHOUT.__add__, PRETRAIN_CHOICES)),
             max_length=128,
             examples_per_step=8,
             timed_steps=150,
@@ -108,7 +111,7 @@ WORKS = {
             "seq2seq",
             "full fine-tuning, T5",
             "seq2seq",
-            ("ours", "defaults", "bare"),
+            ("ours", "defaults", "bare", *map(WITHOUT.__add__, SEQ2SEQ_CHOICES)),
             max_length=256,
             examples_per_step=16,
             timed_steps=4,
@@ -128,7 +131,7 @@ WORKS = {
             "choices",
             "LoRA SFT, each choice taken away",
             "lora",
-            ("ours", *(f"{WITHOUT}{choice}" for choice in CHOICES)),
+            ("ours", *map(WITHOUT.__add__, CHOICES)),
             max_length=256,
             examples_per_step=16,
             timed_steps=4,

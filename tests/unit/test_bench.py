@@ -1,7 +1,9 @@
 """The benchmark's arithmetic, and that its contestants are given the same work."""
 
+import inspect
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from tests.bench import __main__ as bench
-from tests.bench import meter, peers, results, rows
+from tests.bench import contestants, documents, meter, peers, results, rows
 from tests.bench.works import CHOICES, LENGTHS, WITHOUT, WORKS, Work
 
 pytestmark = pytest.mark.unit
@@ -108,6 +110,30 @@ def test_the_history_is_kept_and_a_slowdown_is_said(tmp_path: Path) -> None:
     )
 
 
+def test_measured_gains_are_written_into_a_table() -> None:
+    """Only the last cell of a row changes, and only under a line that names the work."""
+    choices = Work(**{**asdict(WORK), "name": "choices", "contestants": ()})
+    runs = {
+        "ours": [run([1, 1, 1], [8, 8, 8])],
+        "without-kept-memory": [run([1, 1.5, 1.5], [8, 8, 8])],
+    }
+    records = [results.record(choices, runs, {})]
+    text = (
+        "Why.\n\n<!-- measured: choices -->\n| setting | why | times |\n| --- | --- | --- |\n"
+        "| `keep_freed_memory` | pages | 0 |\n\n| `keep_freed_memory` | elsewhere | 7 |\n"
+    )
+    filled = documents.with_gains(text, records)
+    assert filled == text.replace("| pages | 0 |", "| pages | 1.50 |")
+    assert documents.with_gains(filled, records) == filled
+    with pytest.raises(KeyError):
+        documents.with_gains(text.replace("keep_freed_memory", "read_prompts_once"), records)
+    assert "| kept-memory | 1.50 |" in results.gains_table(records)
+    assert "kept-memory" not in results.table(records)
+    shown = "<!-- generated: bench/choices -->\nold\n<!-- end generated -->"
+    assert "old" not in documents.with_tables(shown, records)
+    assert "| kept-memory | 1.50 |" in documents.with_tables(shown, records)
+
+
 def test_a_plot_is_drawn(tmp_path: Path) -> None:
     found = results.record(WORK, {"ours": [run([1, 1, 1], [1, 5, 5])]}, {})
     results.plot([found], tmp_path / "plot.png")
@@ -155,6 +181,13 @@ def test_every_contestant_is_given_the_same_rows() -> None:
 def test_works_are_named_once_and_every_choice_is_taken_away() -> None:
     assert set(WORKS) >= {"lora", "full", "qlora", "pretrain", "grpo", "seq2seq"}
     assert WORKS["choices"].contestants == ("ours", *(f"{WITHOUT}{one}" for one in CHOICES))
+    source = inspect.getsource(contestants)
+    for work in WORKS.values():
+        for one in work.contestants:
+            if one.startswith(WITHOUT):  # a name that nothing reads would measure `ours` twice
+                assert f'without != "{one.removeprefix(WITHOUT)}"' in source or (
+                    f'without == "{one.removeprefix(WITHOUT)}"' in source
+                )
     for length in LENGTHS:
         work = WORKS[f"lora-{length}"]
         assert work.max_length * work.examples_per_step == 2048
@@ -164,6 +197,24 @@ def test_an_unknown_work_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench.main(["nonsense"])
     assert "there is no work nonsense; there are lora, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [([], True), (["--rounds", "4"], False), (["--contestants", "ours"], False)],
+)
+def test_only_whole_records_are_kept(
+    options: list[str], kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record without some contestants would leave holes in the tables drawn from it."""
+    found = results.record(WORK, {"ours": [run([1, 1, 1], [8, 8, 8])]}, {})
+    added: list[results.Record] = []
+    monkeypatch.setattr(bench, "compete", lambda *_: found)
+    monkeypatch.setattr(results, "add", added.append)
+    monkeypatch.setattr(results, "plot", lambda *_: None)
+    monkeypatch.setattr(documents, "rewrite", lambda *_: None)
+    assert bench.main(["lora", *options]) == 0
+    assert bool(added) == kept
 
 
 def test_what_a_failed_contestant_said_last_is_kept(tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""Writes what was measured into ARCHITECTURE.md and into the notebooks' "Why it is fast".
+
+A generated table of ARCHITECTURE.md stands between `<!-- generated: bench/NAME -->` and `<!-- end
+generated -->`. In a notebook `<!-- measured: WORK -->` stands above a table whose rows begin with a
+setting's name and end with its gain; only the gain is rewritten.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from cookbook.profiles import ROOT
+from tests.bench import results
+from tests.bench.results import Record
+from tests.bench.works import WITHOUT
+
+ARCHITECTURE = ROOT / "ARCHITECTURE.md"
+GENERATED = re.compile(r"(<!-- generated: bench/(\S+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
+MEASURED = re.compile(r"<!-- measured: (\S+) -->\n(?:.+\n?)+")
+ROW = re.compile(r"^(\| `([a-z0-9_]+)\b.*\| )[^|\n]*( \|)$", re.MULTILINE)
+# The benchmark's name of each setting that a notebook explains.
+CHOICE_OF = {
+    "use_supervised_positions_loss": "supervised-loss",
+    "keep_freed_memory": "kept-memory",
+    "attn_implementation": "plain-attention",
+    "train_sampling_strategy": "like-lengths",
+    "disable_input_dtype_casting": "lean-casts",
+    "dtype": "half-base",
+    "activation_checkpointing": "kept-activations",
+    "read_prompts_once": "shared-prompts",
+    "activation_function": "fused-gelu",
+    "attn_pdrop": "no-dropout",
+}
+
+
+def gain(work: str, setting: str, records: Sequence[Record]) -> str:
+    """Return how many times as fast training is with a setting, from the newest record of a work.
+
+    Raises KeyError where the setting was never taken away in that work.
+    """
+    newest = max((one for one in records if one["work"] == work), key=lambda one: one["date"])
+    times: float = newest["ours_is_times_as_fast_as"][WITHOUT + CHOICE_OF[setting]]
+    return f"{times:.2f}"
+
+
+def with_gains(text: str, records: Sequence[Record]) -> str:
+    """Return a Markdown text with the gains of its measured tables filled in."""
+
+    def table(found: re.Match[str]) -> str:
+        return ROW.sub(lambda row: f"{row[1]}{gain(found[1], row[2], records)}{row[3]}", found[0])
+
+    return MEASURED.sub(table, text)
+
+
+def with_tables(text: str, records: Sequence[Record]) -> str:
+    """Return a Markdown text with its generated tables filled in."""
+    made = {
+        "contestants": results.table,
+        "choices": results.gains_table,
+        "growth": results.growth_table,
+    }
+    return GENERATED.sub(lambda found: f"{found[1]}{made[found[2]](records)}\n{found[3]}", text)
+
+
+def rewritten(notebook: str, records: Sequence[Record]) -> str:
+    """Return the text of a notebook file with the gains in its Markdown cells filled in."""
+    content = json.loads(notebook)
+    for cell in content["cells"]:
+        if cell["cell_type"] == "markdown":
+            text = with_gains("".join(cell["source"]), records)
+            cell["source"] = text.splitlines(keepends=True)
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def rewrite(records: Sequence[Record], notebooks: Sequence[Path]) -> None:
+    """Rewrite ARCHITECTURE.md and the notebooks."""
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    ARCHITECTURE.write_text(with_tables(text, records), encoding="utf-8")
+    for path in notebooks:
+        text = path.read_text(encoding="utf-8")
+        path.write_text(rewritten(text, records), encoding="utf-8")

@@ -210,6 +210,24 @@ def use_supervised_positions_loss(trainer: Trainer) -> None:
     trainer.compute_loss = compute_loss  # type: ignore[method-assign, assignment]
 
 
+def mean_over_tokens(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Return the cross entropy of a step's tokens; a `compute_loss_func` for encoder-decoders.
+
+    `outputs.logits` is (rows, length, vocabulary), `labels` (rows, length). T5, BART and their kin
+    take the mean over a micro-batch and are given, but ignore, how many labels the whole step has.
+    Trainer then adds those means up: with `gradient_accumulation_steps` of 4 the gradient is four
+    times too large (transformers 5.23, `Trainer.training_step`).
+    """
+    targets = labels.flatten()
+    total = functional.cross_entropy(
+        outputs.logits.flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="sum"
+    )
+    count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+    return total / count
+
+
 def check_finished(trainer: Trainer) -> None:
     """Stop a notebook whose training ended before its last step, instead of scoring it as done."""
     state = trainer.state

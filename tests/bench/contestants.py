@@ -85,6 +85,8 @@ def lora(work: Work) -> LoraConfig:
 
 def attention(work: Work, without: str = "") -> str:
     """Return the attention kernel that the recipes take on a CPU for rows of this length."""
+    if work.kind in ("pretrain", "seq2seq"):  # for GPT-2 and T5 there was nothing to gain
+        return "sdpa"
     return "eager" if work.max_length <= SHORT and without != "plain-attention" else "sdpa"
 
 
@@ -205,7 +207,7 @@ def ours(work: Work, folder: str, order: str | None, without: str = "") -> tuple
         common.setdefault("train_sampling_strategy", "group_by_length")
     if work.kind == "seq2seq":
         arguments = Seq2SeqTrainingArguments(**common, **_batches(work, parts))
-        return _seq2seq(work, model, arguments), parts
+        return _seq2seq(work, model, arguments, training.mean_over_tokens), parts
     if work.kind == "qlora":
         training.keep_4bit_layers_trainable(model)
     trainer = SFTTrainer(
@@ -226,7 +228,9 @@ def ours(work: Work, folder: str, order: str | None, without: str = "") -> tuple
     return trainer, parts
 
 
-def _seq2seq(work: Work, model: Any, arguments: Seq2SeqTrainingArguments) -> Seq2SeqTrainer:
+def _seq2seq(
+    work: Work, model: Any, arguments: Seq2SeqTrainingArguments, loss: Any = None
+) -> Seq2SeqTrainer:
     words = rows.tokenizer()
     return Seq2SeqTrainer(
         model,
@@ -234,6 +238,7 @@ def _seq2seq(work: Work, model: Any, arguments: Seq2SeqTrainingArguments) -> Seq
         train_dataset=rows.pairs(work),
         data_collator=DataCollatorForSeq2Seq(words, model=model),
         processing_class=words,
+        compute_loss_func=loss,
     )
 
 
@@ -294,23 +299,23 @@ def bare(work: Work, meter: Meter, order: str | None) -> Any:
     optimizer = torch.optim.AdamW(trained, lr=work.learning_rate, weight_decay=0.0, fused=True)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, work.steps)
     parts = 1 if work.kind == "pretrain" else HALVES
-    lean = work.kind in ("lora", "qlora")
+    lean = disable_input_dtype_casting if work.kind in ("lora", "qlora") else nullcontext
     model.train()
-    with disable_input_dtype_casting(model) if lean else nullcontext():
-        for step in _steps(work, model, meter, parts, order):
-            meter.begin_step()
-            count = sum(int((batch["labels"] != data.IGNORED).sum()) for batch in step)
-            total = 0.0
-            for batch in step:
+    for step in _steps(work, model, meter, parts, order):
+        meter.begin_step()
+        count = sum(int((batch["labels"] != data.IGNORED).sum()) for batch in step)
+        total = 0.0
+        for batch in step:
+            with lean(model):
                 loss = _loss(model, batch) / count
-                loss.backward()
-                total += loss.item()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-            meter.losses.append(total)
-            meter.end_step()
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        meter.losses.append(total)
+        meter.end_step()
     return model, parts
 
 
@@ -323,7 +328,10 @@ def _loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 def _steps(
     work: Work, model: Any, meter: Meter, parts: int, order: str | None
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yield the micro-batches of each step: rows of like length, unless the order is given."""
+    """Yield the micro-batches of each step, in the order of transformers' `group_by_length`.
+
+    With as few rows as here it sorts the rows of a step and no more.
+    """
     if work.kind == "pretrain":
         found, collate = rows.blocks(work), default_data_collator
     else:
@@ -332,17 +340,14 @@ def _steps(
     places = torch.randperm(len(found), generator=torch.Generator().manual_seed(SEED)).tolist()
     if order == "sequential":
         places = list(range(len(found)))
-    elif work.kind != "pretrain":
-        lengths = [len(one) for one in found["input_ids"]]
-        places = sorted(places, key=lambda place: lengths[place])
-    size, collate = work.examples_per_step // parts, meter.counted(collate)
-    batches = [places[at : at + size] for at in range(0, len(places) - size + 1, size)]
-    if order != "sequential":  # batches of like length, in random order
-        shuffled = torch.randperm(len(batches), generator=torch.Generator().manual_seed(SEED))
-        batches = [batches[place] for place in shuffled.tolist()]
-    for step in range(work.steps):
-        chosen = batches[step * parts : (step + 1) * parts]
-        yield [dict(collate([found[place] for place in batch])) for batch in chosen]
+    whole, size = work.examples_per_step, work.examples_per_step // parts
+    collate = meter.counted(collate)
+    for start in range(0, work.steps * whole, whole):
+        step = places[start : start + whole]
+        if order != "sequential" and work.kind != "pretrain":
+            step.sort(key=lambda place: -len(found[place]["input_ids"]))
+        batches = (step[at : at + size] for at in range(0, whole, size))
+        yield [dict(collate([found[place] for place in batch])) for batch in batches]
 
 
 def run(contestant: str, work: Work, started: float, order: str | None = None) -> dict[str, Any]:

@@ -13,9 +13,11 @@ from pathlib import Path
 from cookbook.profiles import ROOT
 from tests.bench import results
 from tests.bench.results import Record
-from tests.bench.works import WITHOUT
+from tests.bench.works import WITH, WITHOUT
 
 ARCHITECTURE = ROOT / "ARCHITECTURE.md"
+PROFILES = ROOT / "results" / "profiles"
+SHOWN_OPERATIONS = 10
 GENERATED = re.compile(r"(<!-- generated: bench/(\S+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 MEASURED = re.compile(r"<!-- measured: (\S+) -->\n(?:.+\n?)+")
 ROW = re.compile(r"^(\| `([a-z0-9_]+)\b.*\| )[^|\n]*( \|)$", re.MULTILINE)
@@ -40,8 +42,9 @@ def gain(work: str, setting: str, records: Sequence[Record]) -> str:
     Raises KeyError where the setting was never taken away in that work.
     """
     newest = max((one for one in records if one["work"] == work), key=lambda one: one["date"])
-    times: float = newest["ours_is_times_as_fast_as"][WITHOUT + CHOICE_OF[setting]]
-    return f"{times:.2f}"
+    times: dict[str, float] = newest["ours_is_times_as_fast_as"]
+    name = CHOICE_OF[setting]
+    return f"{1 / times[WITH + name] if WITH + name in times else times[WITHOUT + name]:.2f}"
 
 
 def with_gains(text: str, records: Sequence[Record]) -> str:
@@ -53,12 +56,37 @@ def with_gains(text: str, records: Sequence[Record]) -> str:
     return MEASURED.sub(table, text)
 
 
+def profile_table(records: Sequence[Record]) -> str:
+    """Return the seconds of a step by operation, defaults beside ours; `records` is not needed."""
+    rows = [
+        "| work | on | operation | defaults, seconds | calls | ours, seconds | calls |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted(PROFILES.glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        where = f"| {content['title']} | {content['device']} "
+        found = {
+            name: {one["name"]: one for one in profile["operations"]}
+            for name, profile in content["profiles"].items()
+        }
+        whole = {name: profile["seconds"] for name, profile in content["profiles"].items()}
+        rows.append(
+            f"{where}| the whole step | {whole['defaults']:.2f} | | {whole['ours']:.2f} | |"
+        )
+        for name, one in list(found["defaults"].items())[:SHOWN_OPERATIONS]:
+            same = found["ours"].get(name)
+            ours = f"{same['seconds']:.2f} | {same['calls']}" if same else "less than listed |"
+            rows.append(f"{where}| `{name}` | {one['seconds']:.2f} | {one['calls']} | {ours} |")
+    return "\n".join(rows)
+
+
 def with_tables(text: str, records: Sequence[Record]) -> str:
     """Return a Markdown text with its generated tables filled in."""
     made = {
         "contestants": results.table,
         "choices": results.gains_table,
         "growth": results.growth_table,
+        "profile": profile_table,
     }
     return GENERATED.sub(lambda found: f"{found[1]}{made[found[2]](records)}\n{found[3]}", text)
 

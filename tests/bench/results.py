@@ -9,11 +9,12 @@ from statistics import median
 from typing import Any
 
 from cookbook.profiles import ROOT, device_name
-from tests.bench.works import LENGTHS, WITHOUT, WORKS, Work
+from tests.bench.works import LENGTHS, WITH, WITHOUT, WORKS, Work
 
 RESULTS = ROOT / "results" / "bench"
 GIB = 2**30
 BASELINE = "ours"
+VARIANTS = (WITHOUT, WITH)  # of `ours`
 FEWEST_ROUNDS = 5  # of a record
 MOST_OTHER_TOKENS = 0.05  # templates end a turn with or without a line feed, and cut differently
 MOST_OTHER_LOSS = 0.1
@@ -180,7 +181,7 @@ def table(records: Sequence[Record]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one in records:
-        names = [name for name in one["contestants"] if not name.startswith(WITHOUT)]
+        names = [name for name in one["contestants"] if not name.startswith(VARIANTS)]
         if one["work"] in _growing() or names == [BASELINE]:
             continue
         for name in names:
@@ -209,15 +210,18 @@ def gains_table(records: Sequence[Record]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for one in records:
-        mine = one["contestants"].get(BASELINE)
         for name, found in one["contestants"].items():
-            if mine is None or not name.startswith(WITHOUT):
+            if not name.startswith(VARIANTS):
                 continue
+            times = one["ours_is_times_as_fast_as"][name]
+            chosen, other = one["contestants"][BASELINE], found
+            if name.startswith(WITH):
+                times, chosen, other = 1 / times, other, chosen
             rows.append(
-                f"| {one['title']} | {one['device']} | {name.removeprefix(WITHOUT)} "
-                f"| {one['ours_is_times_as_fast_as'][name]:.2f} "
-                f"| {mine['peak_memory_bytes'] / GIB:.1f} GiB "
-                f"| {found['peak_memory_bytes'] / GIB:.1f} GiB |"
+                f"| {one['title']} | {one['device']} "
+                f"| {name.partition('-')[2]} | {times:.2f} "
+                f"| {chosen['peak_memory_bytes'] / GIB:.1f} GiB "
+                f"| {other['peak_memory_bytes'] / GIB:.1f} GiB |"
             )
     return "\n".join(rows)
 
@@ -247,10 +251,12 @@ def plot(records: Sequence[Record], path: Path) -> None:
 
     shown = [one for one in records if one["work"] not in _growing()]
     shown = [one for one in shown if one["work"] != "choices"]
+    if not shown:
+        return
     figure, axes = plt.subplots(1, len(shown), figsize=(3.2 * len(shown), 3.4), squeeze=False)
     for axis, one in zip(axes.flat, shown):
         found = one["contestants"]
-        found = {name: value for name, value in found.items() if not name.startswith(WITHOUT)}
+        found = {name: value for name, value in found.items() if not name.startswith(VARIANTS)}
         names = sorted(found, key=lambda name: -found[name]["tokens_per_second"])
         rates = [found[name]["tokens_per_second"] for name in names]
         spread = [found[name]["tokens_per_second_of_each_round"] for name in names]

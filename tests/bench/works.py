@@ -30,8 +30,8 @@ class Work:
 
 
 PEERS = ("litgpt", "torchtune", "llamafactory", "axolotl")
-# `ours` but for one choice, each: what the choice is worth.
-WITHOUT = "without-"
+# `ours` but for one choice, each: what the choice is worth. Or with one that `ours` has not.
+WITHOUT, WITH = "without-", "with-"
 CHOICES = (
     "supervised-loss",
     "kept-memory",
@@ -42,8 +42,8 @@ CHOICES = (
     "kept-activations",
 )
 # What the recipes that have no adapter choose beside these.
-PRETRAIN_CHOICES = ("kept-memory", "plain-attention", "fused-gelu", "no-dropout")
-SEQ2SEQ_CHOICES = ("kept-memory", "plain-attention", "like-lengths")
+PRETRAIN_CHOICES = ("kept-memory", "fused-gelu", "no-dropout")
+SEQ2SEQ_CHOICES = ("kept-memory", "like-lengths")
 # Whole documents, joined and cut to one length: the cost of a token as rows grow.
 LENGTHS = (128, 256, 512, 1024, 2048)
 TOKENS_PER_STEP = 2048
@@ -103,7 +103,7 @@ WORKS = {
             ("ours", "defaults", "bare", *map(WITHOUT.__add__, PRETRAIN_CHOICES)),
             max_length=128,
             examples_per_step=8,
-            timed_steps=150,
+            timed_steps=400,
             learning_rate=8e-3,
             warm_up_steps=20,
         ),
@@ -134,7 +134,7 @@ WORKS = {
             ("ours", *map(WITHOUT.__add__, CHOICES)),
             max_length=256,
             examples_per_step=16,
-            timed_steps=4,
+            timed_steps=6,
             learning_rate=1e-3,
         ),
         *map(_growth, LENGTHS),

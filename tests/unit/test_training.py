@@ -9,7 +9,15 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.nn import functional
-from transformers import DataCollatorForTokenClassification, Trainer, TrainingArguments
+from transformers import (
+    DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from cookbook import training
 from cookbook.profiles import CookbookError
@@ -128,6 +136,51 @@ def test_the_supervised_loss_trains_to_the_same_weights(tmp_path: Path) -> None:
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
     for one, other in zip(plain.model.parameters(), faster.model.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_accumulated_micro_batches_equal_the_whole_batch(tmp_path: Path) -> None:
+    """T5's own loss ignores the size of the step: without our function the gradient doubles."""
+    whole = _t5_after_a_step(tmp_path, 1, training.mean_over_tokens)
+    parts = _t5_after_a_step(tmp_path, 2, training.mean_over_tokens)
+    doubled = _t5_after_a_step(tmp_path, 2, None)
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+    assert (doubled - whole).abs().max() > 100 * (parts - whole).abs().max()
+
+
+def _t5_after_a_step(folder: Path, parts: int, loss: Any) -> torch.Tensor:
+    """Return the weights of a tiny T5 after one step of plain gradient descent on four rows."""
+    set_seed(0)
+    shape: dict[str, Any] = {
+        "vocab_size": 46,
+        "d_model": 16,
+        "d_ff": 32,
+        "d_kv": 8,
+        "num_layers": 1,
+    }
+    config = T5Config(**shape, num_heads=2, dropout_rate=0.0)
+    config.decoder_start_token_id = 0
+    model = T5ForConditionalGeneration(config)
+    rows = [{"input_ids": [5, 6, 7], "labels": [8] * length} for length in (1, 5, 2, 7)]
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            str(folder),
+            max_steps=1,
+            per_device_train_batch_size=len(rows) // parts,
+            gradient_accumulation_steps=parts,
+            optim="sgd",
+            learning_rate=0.1,
+            max_grad_norm=0,
+            train_sampling_strategy="sequential",
+            report_to="none",
+            use_cpu=True,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        data_collator=DataCollatorForSeq2Seq(tiny.tokenizer(), model=model),
+        compute_loss_func=loss,
+    )
+    trainer.train()
+    return torch.cat([weight.detach().flatten() for weight in model.parameters()])
 
 
 def test_trainable_weights_become_float32() -> None:

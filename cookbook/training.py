@@ -179,10 +179,12 @@ def supervised_logits(
     """
     targets = shifted_labels(model, inputs["labels"])
     wanted = targets != IGNORED
+    rest = {key: value for key, value in inputs.items() if key != "labels"}
     if model.config.is_encoder_decoder:
-        return model(**inputs).logits[wanted], targets[wanted]
+        # With its decoder's input given it needs no labels, from which it would compute a loss too.
+        given = rest if "decoder_input_ids" in inputs else inputs
+        return model(**given).logits[wanted], targets[wanted]
     with output_layer_at(model, wanted):
-        rest = {key: value for key, value in inputs.items() if key != "labels"}
         logits = model(**rest, use_cache=False).logits
     return logits, targets[wanted]
 
@@ -192,6 +194,11 @@ def use_supervised_positions_loss(trainer: Trainer) -> None:
 
     The loss and its gradients are unchanged. Meant for the CPU, where the whole vocabulary at every
     prompt position is costly. Not measured on a GPU, where TRL computes its own loss in chunks.
+
+    For encoder-decoders, on every device: T5, BART and their kin take the mean over a micro-batch
+    and are given, but ignore, how many labels the whole step has. Trainer then adds those means up:
+    with `gradient_accumulation_steps` of 4 the gradient is four times too large (transformers 5.23,
+    `Trainer.training_step`). This loss divides by the labels of the step.
     """
 
     def compute_loss(
@@ -208,24 +215,6 @@ def use_supervised_positions_loss(trainer: Trainer) -> None:
         return total / count
 
     trainer.compute_loss = compute_loss  # type: ignore[method-assign, assignment]
-
-
-def mean_over_tokens(
-    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
-) -> torch.Tensor:
-    """Return the cross entropy of a step's tokens; a `compute_loss_func` for encoder-decoders.
-
-    `outputs.logits` is (rows, length, vocabulary), `labels` (rows, length). T5, BART and their kin
-    take the mean over a micro-batch and are given, but ignore, how many labels the whole step has.
-    Trainer then adds those means up: with `gradient_accumulation_steps` of 4 the gradient is four
-    times too large (transformers 5.23, `Trainer.training_step`).
-    """
-    targets = labels.flatten()
-    total = functional.cross_entropy(
-        outputs.logits.flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="sum"
-    )
-    count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-    return total / count
 
 
 def check_finished(trainer: Trainer) -> None:

@@ -207,7 +207,10 @@ def ours(work: Work, folder: str, order: str | None, without: str = "") -> tuple
         common.setdefault("train_sampling_strategy", "group_by_length")
     if work.kind == "seq2seq":
         arguments = Seq2SeqTrainingArguments(**common, **_batches(work, parts))
-        return _seq2seq(work, model, arguments, training.mean_over_tokens), parts
+        pairs = _seq2seq(work, model, arguments)
+        # The loss of the step, not a sum of its parts' means.
+        training.use_supervised_positions_loss(pairs)
+        return pairs, parts
     if work.kind == "qlora":
         training.keep_4bit_layers_trainable(model)
     trainer = SFTTrainer(
@@ -228,9 +231,7 @@ def ours(work: Work, folder: str, order: str | None, without: str = "") -> tuple
     return trainer, parts
 
 
-def _seq2seq(
-    work: Work, model: Any, arguments: Seq2SeqTrainingArguments, loss: Any = None
-) -> Seq2SeqTrainer:
+def _seq2seq(work: Work, model: Any, arguments: Seq2SeqTrainingArguments) -> Seq2SeqTrainer:
     words = rows.tokenizer()
     return Seq2SeqTrainer(
         model,
@@ -238,7 +239,6 @@ def _seq2seq(
         train_dataset=rows.pairs(work),
         data_collator=DataCollatorForSeq2Seq(words, model=model),
         processing_class=words,
-        compute_loss_func=loss,
     )
 
 

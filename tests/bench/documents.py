@@ -7,7 +7,7 @@ setting's name and end with its gain; only the gain is rewritten.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cookbook.profiles import ROOT
@@ -56,8 +56,8 @@ def with_gains(text: str, records: Sequence[Record]) -> str:
     return MEASURED.sub(table, text)
 
 
-def profile_table(records: Sequence[Record]) -> str:
-    """Return the seconds of a step by operation, defaults beside ours; `records` is not needed."""
+def profile_table() -> str:
+    """Return the seconds of a step by operation, defaults beside ours."""
     rows = [
         "| work | on | operation | defaults, seconds | calls | ours, seconds | calls |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -82,11 +82,11 @@ def profile_table(records: Sequence[Record]) -> str:
 
 def with_tables(text: str, records: Sequence[Record]) -> str:
     """Return a Markdown text with its generated tables filled in."""
-    made = {
+    made: dict[str, Callable[[Sequence[Record]], str]] = {
         "contestants": results.table,
         "choices": results.gains_table,
         "growth": results.growth_table,
-        "profile": profile_table,
+        "profile": lambda _: profile_table(),
     }
     return GENERATED.sub(lambda found: f"{found[1]}{made[found[2]](records)}\n{found[3]}", text)
 

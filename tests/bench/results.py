@@ -72,20 +72,20 @@ def differences(contestants: dict[str, dict[str, Any]], work: Work) -> list[str]
     It has to train the same number of weights on the same tokens. Each shuffles the rows by itself,
     so the loss of the first step is that of other rows. GRPO's tokens are the model's own answers.
     """
+    compared = [("trainable weights", "trainable_parameters", 0.0)]
+    if work.kind != "grpo":
+        contestants = {name: _with_work(one) for name, one in contestants.items()}
+        compared += [
+            ("tokens", "tokens", MOST_OTHER_TOKENS),
+            ("loss of the first step", "first_loss", MOST_OTHER_LOSS),
+        ]
     like = contestants.get("defaults") or contestants[BASELINE]
-    said = []
-    for name, one in contestants.items():
-        compared = [("trainable weights", "trainable_parameters", 0.0)]
-        if work.kind != "grpo":
-            one, like = _with_work(one), _with_work(like)
-            compared += [
-                ("tokens", "tokens", MOST_OTHER_TOKENS),
-                ("loss of the first step", "first_loss", MOST_OTHER_LOSS),
-            ]
-        for what, key, most in compared:
-            if abs(one[key] / like[key] - 1) > most:
-                said.append(f"{name}: {what} {one[key]:,.6g} instead of {like[key]:,.6g}")
-    return said
+    return [
+        f"{name}: {what} {one[key]:,.6g} instead of {like[key]:,.6g}"
+        for name, one in contestants.items()
+        for what, key, most in compared
+        if abs(one[key] / like[key] - 1) > most
+    ]
 
 
 def _with_work(one: dict[str, Any]) -> dict[str, Any]:

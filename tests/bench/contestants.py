@@ -101,8 +101,6 @@ def load(work: Work, attn_implementation: str | None = None, without: str = "") 
         if attn_implementation is not None:  # the recipe's choices; None is GPT-2 as published
             if without != "no-dropout":
                 config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
-            if without != "fused-gelu":
-                config.activation_function = "gelu_pytorch_tanh"
         return AutoModelForCausalLM.from_config(config, **kind)
     if work.kind == "seq2seq":
         words = rows.tokenizer()

@@ -2,7 +2,7 @@
 
 A generated table of ARCHITECTURE.md stands between `<!-- generated: bench/NAME -->` and `<!-- end
 generated -->`. In a notebook `<!-- measured: WORK -->` stands above a table whose rows begin with a
-setting's name and end with its gain; only the gain is rewritten.
+setting's name and end with its gain and its memory; only these two are rewritten.
 """
 
 import json
@@ -13,14 +13,14 @@ from pathlib import Path
 from cookbook.profiles import ROOT
 from tests.bench import results
 from tests.bench.results import Record
-from tests.bench.works import WITH, WITHOUT
+from tests.bench.works import WITHOUT
 
 ARCHITECTURE = ROOT / "ARCHITECTURE.md"
 PROFILES = ROOT / "results" / "profiles"
 SHOWN_OPERATIONS = 10
 GENERATED = re.compile(r"(<!-- generated: bench/(\S+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 MEASURED = re.compile(r"<!-- measured: (\S+) -->\n(?:.+\n?)+")
-ROW = re.compile(r"^(\| `([a-z0-9_]+)\b.*\| )[^|\n]*( \|)$", re.MULTILINE)
+ROW = re.compile(r"^(\| `([a-z0-9_]+)\b.*\| )[^|\n]* \| [^|\n]*( \|)$", re.MULTILINE)
 # The benchmark's name of each setting that a notebook explains.
 CHOICE_OF = {
     "use_supervised_positions_loss": "supervised-loss",
@@ -31,20 +31,23 @@ CHOICE_OF = {
     "dtype": "half-base",
     "activation_checkpointing": "kept-activations",
     "read_prompts_once": "shared-prompts",
-    "activation_function": "fused-gelu",
     "attn_pdrop": "no-dropout",
 }
 
 
 def gain(work: str, setting: str, records: Sequence[Record]) -> str:
-    """Return how many times as fast training is with a setting, from the newest record of a work.
+    """Return what a setting is worth, from the newest record of a work, as two cells of a table.
 
+    They are how many times as fast training is with it, and by how much that changes peak memory.
     Raises KeyError where the setting was never taken away in that work.
     """
     newest = max((one for one in records if one["work"] == work), key=lambda one: one["date"])
-    times: dict[str, float] = newest["ours_is_times_as_fast_as"]
-    name = CHOICE_OF[setting]
-    return f"{1 / times[WITH + name] if WITH + name in times else times[WITHOUT + name]:.2f}"
+    name = WITHOUT + CHOICE_OF[setting]
+    ours, without = (
+        newest["contestants"][one]["peak_memory_bytes"] for one in (results.BASELINE, name)
+    )
+    memory = round(ours / without - 1, 2) + 0.0  # never "-0%"
+    return f"{newest['ours_is_times_as_fast_as'][name]:.2f} | {memory:+.0%}"
 
 
 def with_gains(text: str, records: Sequence[Record]) -> str:

@@ -9,12 +9,11 @@ from statistics import median
 from typing import Any
 
 from cookbook.profiles import ROOT, device_name
-from tests.bench.works import LENGTHS, WITH, WITHOUT, WORKS, Work
+from tests.bench.works import LENGTHS, WITHOUT, WORKS, Work
 
 RESULTS = ROOT / "results" / "bench"
 GIB = 2**30
 BASELINE = "ours"
-VARIANTS = (WITHOUT, WITH)  # of `ours`
 FEWEST_ROUNDS = 5  # of a record
 MOST_OTHER_TOKENS = 0.05  # templates end a turn with or without a line feed, and cut differently
 MOST_OTHER_LOSS = 0.1
@@ -181,7 +180,7 @@ def table(records: Sequence[Record]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one in records:
-        names = [name for name in one["contestants"] if not name.startswith(VARIANTS)]
+        names = [name for name in one["contestants"] if not name.startswith(WITHOUT)]
         if one["work"] in _growing() or names == [BASELINE]:
             continue
         for name in names:
@@ -211,17 +210,14 @@ def gains_table(records: Sequence[Record]) -> str:
     ]
     for one in records:
         for name, found in one["contestants"].items():
-            if not name.startswith(VARIANTS):
+            if not name.startswith(WITHOUT):
                 continue
-            times = one["ours_is_times_as_fast_as"][name]
-            chosen, other = one["contestants"][BASELINE], found
-            if name.startswith(WITH):
-                times, chosen, other = 1 / times, other, chosen
+            chosen = one["contestants"][BASELINE]
             rows.append(
-                f"| {one['title']} | {one['device']} "
-                f"| {name.partition('-')[2]} | {times:.2f} "
+                f"| {one['title']} | {one['device']} | {name.removeprefix(WITHOUT)} "
+                f"| {one['ours_is_times_as_fast_as'][name]:.2f} "
                 f"| {chosen['peak_memory_bytes'] / GIB:.1f} GiB "
-                f"| {other['peak_memory_bytes'] / GIB:.1f} GiB |"
+                f"| {found['peak_memory_bytes'] / GIB:.1f} GiB |"
             )
     return "\n".join(rows)
 
@@ -256,7 +252,7 @@ def plot(records: Sequence[Record], path: Path) -> None:
     figure, axes = plt.subplots(1, len(shown), figsize=(3.2 * len(shown), 3.4), squeeze=False)
     for axis, one in zip(axes.flat, shown):
         found = one["contestants"]
-        found = {name: value for name, value in found.items() if not name.startswith(VARIANTS)}
+        found = {name: value for name, value in found.items() if not name.startswith(WITHOUT)}
         names = sorted(found, key=lambda name: -found[name]["tokens_per_second"])
         rates = [found[name]["tokens_per_second"] for name in names]
         spread = [found[name]["tokens_per_second_of_each_round"] for name in names]

@@ -30,8 +30,8 @@ class Work:
 
 
 PEERS = ("litgpt", "torchtune", "llamafactory", "axolotl")
-# `ours` but for one choice, each: what the choice is worth. Or with one that `ours` has not.
-WITHOUT, WITH = "without-", "with-"
+# `ours` but for one choice, each: what the choice is worth.
+WITHOUT = "without-"
 CHOICES = (
     "supervised-loss",
     "kept-memory",
@@ -42,7 +42,7 @@ CHOICES = (
     "kept-activations",
 )
 # What the recipes that have no adapter choose beside these.
-PRETRAIN_CHOICES = ("kept-memory", "fused-gelu", "no-dropout")
+PRETRAIN_CHOICES = ("kept-memory", "no-dropout")
 SEQ2SEQ_CHOICES = ("kept-memory", "like-lengths")
 # Whole documents, joined and cut to one length: the cost of a token as rows grow.
 LENGTHS = (128, 256, 512, 1024, 2048)

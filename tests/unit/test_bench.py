@@ -117,21 +117,22 @@ def test_measured_gains_are_written_into_a_table() -> None:
     runs = {
         "ours": [run([1, 1, 1], [8, 8, 8])],
         "without-kept-memory": [run([1, 1.5, 1.5], [8, 8, 8])],
-        "with-lean-casts": [run([1, 1.25, 1.25], [8, 8, 8])],
+        "without-lean-casts": [run([1, 0.8, 0.8], [8, 8, 8])],
     }
     records = [results.record(choices, runs, {})]
     text = (
-        "Why.\n\n<!-- measured: choices -->\n| setting | why | times |\n| --- | --- | --- |\n"
-        "| `keep_freed_memory` | pages | 0 |\n\n| `keep_freed_memory` | elsewhere | 7 |\n"
+        "Why.\n\n<!-- measured: choices -->\n"
+        "| setting | why | times | memory |\n| --- | --- | --- | --- |\n"
+        "| `keep_freed_memory` | pages | 0 | ? |\n\n| `keep_freed_memory` | elsewhere | 7 | 7 |\n"
     )
     filled = documents.with_gains(text, records)
-    assert filled == text.replace("| pages | 0 |", "| pages | 1.50 |")
+    assert filled == text.replace("| pages | 0 | ? |", "| pages | 1.50 | +0% |")
     assert documents.with_gains(filled, records) == filled
     with pytest.raises(KeyError):
         documents.with_gains(text.replace("keep_freed_memory", "read_prompts_once"), records)
     assert "| kept-memory | 1.50 |" in results.gains_table(records)
     assert "| lean-casts | 0.80 |" in results.gains_table(records)
-    assert documents.gain("choices", "disable_input_dtype_casting", records) == "0.80"
+    assert documents.gain("choices", "disable_input_dtype_casting", records) == "0.80 | +0%"
     assert not re.search("kept-memory|lean-casts", results.table(records))
     shown = "<!-- generated: bench/choices -->\nold\n<!-- end generated -->"
     assert "old" not in documents.with_tables(shown, records)

@@ -22,8 +22,8 @@ TARGETS = {
     "lora": {"defaults": 3.0, "bare": 0.9, **dict.fromkeys(PEERS, 1.0)},
     "full": {"defaults": 2.5, "bare": 0.9, **dict.fromkeys(PEERS, 1.0)},
     "qlora": {"defaults": 2.5, "bare": 0.9},
-    "pretrain": {"defaults": 1.2},
-    "seq2seq": {"defaults": 1.2},
+    "pretrain": {"defaults": 1.2, "bare": 0.9},
+    "seq2seq": {"defaults": 1.2, "bare": 0.9},
     "grpo": {"defaults": 2.0},
 }
 
@@ -52,8 +52,9 @@ def test_the_gains_are_those_of_the_newest_record(path: Path) -> None:
 def test_what_is_explained_is_what_is_set(path: Path) -> None:
     """The notebook sets it, and the benchmark's `ours` sets it too."""
     code = "\n".join(code_cells(nbformat.read(path, as_version=4)))
-    listed = {row[2] for row in documents.ROW.finditer(why_fast(path))}
-    assert len(listed) >= 2
+    first_cells = (row[0].split("|")[1] for row in documents.ROW.finditer(why_fast(path)))
+    listed = {name for cell in first_cells for name in re.findall(r"`(\w+)", cell)}
+    assert len(listed) >= 3
     for setting in listed:
         assert re.search(rf"\b{setting}\b", code), f"{setting} is explained and not set"
         assert re.search(rf"\b{setting}\b", inspect.getsource(contestants))
@@ -88,12 +89,23 @@ def test_the_recorded_speed_is_what_is_promised(work: str) -> None:
                 assert one["ours_is_times_as_fast_as"][contestant] >= least
 
 
-def test_long_rows_slow_training_down_by_less_than_half() -> None:
+@pytest.mark.parametrize("work", [name for name in TARGETS if name != "grpo"])
+def test_speed_is_not_bought_with_memory(work: str) -> None:
+    """GRPO does need more than its default: ARCHITECTURE.md says why."""
+    for one in (one["contestants"] for one in RECORDS if one["work"] == work):
+        assert one["ours"]["peak_memory_bytes"] <= one["defaults"]["peak_memory_bytes"]
+
+
+@pytest.mark.parametrize(
+    "share",
+    [0.5, pytest.param(0.6, marks=pytest.mark.xfail(strict=True, reason="the attention kernel"))],
+)
+def test_long_rows_cost_little_more_than_short_ones(share: float) -> None:
     """The aim is 0.6; what the attention kernel leaves of it is in ARCHITECTURE.md."""
     found = {(one["device"], one["work"]): one["contestants"] for one in RECORDS}
     for device in {device for device, work in found if work == "lora-2048"}:
         short, long = (found[device, f"lora-{length}"]["ours"] for length in (256, 2048))
-        assert long["tokens_per_second"] >= 0.5 * short["tokens_per_second"]
+        assert long["tokens_per_second"] >= share * short["tokens_per_second"]
 
 
 def test_a_run_starts_within_twenty_seconds() -> None:

@@ -1,5 +1,6 @@
 """Scores before and after training: loss, answers, intervals and the forgetting check."""
 
+import copy
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.nn import functional
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cookbook.data import IGNORED
 from cookbook.training import shifted_labels, supervised_logits
@@ -188,23 +189,34 @@ def generate(
     """Return what the model writes after each tokenized prompt, in the order given.
 
     Prompts of a decoder alone are padded on the left, so that every answer continues its prompt
-    directly; an encoder-decoder writes a sequence of its own.
+    directly; an encoder-decoder writes a sequence of its own. What all prompts begin with, like
+    examples, is read once, and padding comes after it.
     """
     generate: Any = model.generate
     separate = model.config.is_encoder_decoder
+    shared = _shared_beginning(rows) if _sees_everything(model) else []
     stop = settings.eos_token_id
     ends = {stop} if isinstance(stop, int) else set(stop or ())
     texts, stopped = [""] * len(rows), 0
     with _evaluating(model):
+        keys_and_values = _read(model, shared) if shared else None
         for batch in _batches([len(row) for row in rows], batch_size):
-            chosen = [rows[index] for index in batch]
+            chosen = [rows[index][len(shared) :] for index in batch]
             ids = _pad(chosen, tokenizer.pad_token_id, left=not separate)
             mask = _pad([[1] * len(row) for row in chosen], 0, left=not separate)
+            more: dict[str, Any] = {}
+            if keys_and_values is not None:
+                begin = torch.tensor([shared]).expand(len(batch), -1)
+                ids = torch.cat([begin, ids], dim=1)
+                mask = torch.cat([torch.ones_like(begin), mask], dim=1)
+                more["past_key_values"] = copy.deepcopy(keys_and_values)
+                more["past_key_values"].batch_repeat_interleave(len(batch))
             with _autocast(model):
                 output = generate(
                     input_ids=ids.to(model.device),
                     attention_mask=mask.to(model.device),
                     generation_config=settings,
+                    **more,
                 )
             # What a decoder of its own begins with is its start token, which nobody wrote.
             written = output[:, 1 if separate else ids.shape[1] :]
@@ -212,6 +224,38 @@ def generate(
                 texts[index] = str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
                 stopped += not ends.isdisjoint(answer.tolist())
     return Answers(texts, stopped / len(rows))
+
+
+def _sees_everything(model: PreTrainedModel) -> bool:
+    """Tell whether this is a decoder alone in which every layer sees all that comes before.
+
+    To a window, or to a layer that carries a state along, padding between the shared tokens and the
+    rest is not nothing: it takes up room.
+    """
+    text = model.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    windows = getattr(text, "sliding_window", None)
+    return not model.config.is_encoder_decoder and kinds == {"full_attention"} and not windows
+
+
+def _shared_beginning(rows: Sequence[Sequence[int]], least: int = 16) -> list[int]:
+    """Return the tokens that all rows begin with, short of any row's last; none below `least`."""
+    shortest = min(map(len, rows)) - 1
+    first = rows[0][:shortest]
+    count = next(
+        (place for place in range(shortest) if any(row[place] != first[place] for row in rows)),
+        shortest,
+    )
+    return list(first[:count]) if count >= least and len(rows) > 1 else []
+
+
+def _read(model: PreTrainedModel, tokens: Sequence[int]) -> Cache:
+    """Return the keys and values of a row of tokens."""
+    ids = torch.tensor([tokens], device=model.device)
+    with _autocast(model):
+        read = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    cache: Cache = read.past_key_values
+    return cache
 
 
 class _evaluating:

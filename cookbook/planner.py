@@ -59,7 +59,7 @@ class Shape:
 class Memory:
     """Bytes that a training step needs, part by part."""
 
-    process: float  # what is there before: Python, libraries, data
+    process: float  # what is there before: Python, libraries, data, other models
     base_weights: float
     adapter_weights: float
     gradients: float
@@ -136,20 +136,22 @@ def plan_training(
     load_in_4bit: bool = False,
     base_dtype: torch.dtype | None = None,
     passes: float = 1.0,
+    beside: float = 0.0,
 ) -> Plan:
     """Predict the memory of a step over `longest` and the time of `max_steps` over `typical`.
 
     `settings` is the notebook's `config`; its `efficiency` is the share of a large matrix product's
     rate that training reaches, as recorded before. `dtype` is what the device computes in under
     autocast; a frozen base is held in it too, or in `base_dtype`. What is trained is float32.
-    `passes` multiplies the operations, for what a method does beside training passes.
+    `passes` multiplies the operations, for what a method does beside training passes. `beside` is
+    what another model takes, in bytes, that will be held meanwhile.
     """
     held = torch.float32 if lora is None else base_dtype or dtype
     model = _without_content(model_config, settings, held, lora)
     checkpointing = bool(getattr(settings, "activation_checkpointing", False))
-    kept, logits, operations = _trace(model, longest, dtype, checkpointing)
-    if typical != longest:
-        *_, operations = _trace(model, typical, dtype, checkpointing)
+    kept, logits, operations, forward = _trace(model, longest, dtype, checkpointing)
+    if typical != longest:  # backward passes take the same multiple of forward passes
+        operations *= _forward_operations(model, typical, dtype) / forward
     trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
     sizes = (one.numel() * one.element_size() for one in model.parameters())
     frozen = float(sum(sizes)) - 4 * trained
@@ -159,7 +161,8 @@ def plan_training(
     steps = settings.max_steps * settings.gradient_accumulation_steps
     return Plan(
         Memory(
-            process=0.0 if device == "cuda" else float(psutil.Process().memory_info().rss),
+            process=beside
+            + (0.0 if device == "cuda" else float(psutil.Process().memory_info().rss)),
             base_weights=4.0 * trained if lora is None else frozen,
             adapter_weights=0.0 if lora is None else 4.0 * trained,
             gradients=4.0 * trained,
@@ -202,7 +205,7 @@ def shapes(
 def matmul_rate(dtype: torch.dtype, seconds: float = 0.1) -> float:
     """Return the operations a second of a large matrix product on this machine's fastest device.
 
-    The best of five measurements of `seconds` each: what else runs can only slow one down.
+    The best of ten measurements of `seconds` each: what else runs can only slow one down.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = 8192 if device == "cuda" else 1536
@@ -218,7 +221,7 @@ def matmul_rate(dtype: torch.dtype, seconds: float = 0.1) -> float:
 
     once = min(multiply(1) for _ in range(3))
     count = max(1, round(seconds / once))
-    return 2.0 * size**3 / min(multiply(count) for _ in range(5))
+    return 2.0 * size**3 / min(multiply(count) for _ in range(10))
 
 
 def _without_content(
@@ -258,9 +261,9 @@ def _in_4_bits(model: PreTrainedModel, frozen: float) -> float:
 
 def _trace(
     model: PreTrainedModel, shape: Shape, dtype: torch.dtype, checkpointing: bool
-) -> tuple[float, float, float]:
-    """Return what a micro-batch takes: bytes kept for the backward pass, bytes of the logits, and
-    operations.
+) -> tuple[float, float, float, float]:
+    """Return what a micro-batch takes: bytes kept for the backward pass, bytes of the logits,
+    operations, and those of the forward pass among them.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kept: dict[int, tuple[int, torch.UntypedStorage]] = {}  # held, so that no address occurs twice
@@ -280,7 +283,7 @@ def _trace(
             total = float(sum(size for size, _ in kept.values()))
             targets = torch.zeros(len(logits), dtype=torch.long, device=device)
             loss = functional.cross_entropy(logits.float(), targets)
-            forward = counter.get_total_flops()
+            forward = float(counter.get_total_flops())
             loss.backward()
         operations = float(counter.get_total_flops())
     # The logits and their gradient as computed, their softmax and its gradient in float32.
@@ -289,8 +292,18 @@ def _trace(
         text = model.config.get_text_config()
         layers, width = text.num_hidden_layers, text.hidden_size
         inputs = shape.rows * shape.length * width * (4 if dtype == torch.float32 else 2)
-        return inputs * layers + total / layers, of_loss, operations + forward
-    return total, of_loss, operations
+        return inputs * layers + total / layers, of_loss, operations + forward, forward
+    return total, of_loss, operations, forward
+
+
+def _forward_operations(model: PreTrainedModel, shape: Shape, dtype: torch.dtype) -> float:
+    """Return the operations of a micro-batch's forward pass."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    autocast = torch.autocast(device, dtype) if dtype != torch.float32 else nullcontext()
+    with FakeTensorMode(allow_non_fake_inputs=True), _placed(model, device), torch.no_grad():
+        with FlopCounterMode(display=False) as counter, autocast, _lean(model):
+            _forward(model, shape, device)
+    return float(counter.get_total_flops())
 
 
 def _forward(model: PreTrainedModel, shape: Shape, device: str) -> torch.Tensor:

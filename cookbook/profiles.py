@@ -1,5 +1,6 @@
 """Which profile a machine runs, at which precision, and whether its environment is complete."""
 
+import logging
 import os
 import platform
 import tomllib
@@ -138,6 +139,9 @@ def check_environment(group: str, root: Path = ROOT) -> str:
     if missing or wrong != tolerated:
         problems = [*(f"{name} is not installed" for name in missing), *wrong]
         raise CookbookError(f"{'; '.join(problems)}. Run: make install-{group}")
+    # Where a CPU has AVX512-BF16, bitsandbytes warns at its import that an optional kernel for
+    # evaluation is missing. Nothing here would use it (`training.keep_4bit_layers_trainable`).
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     shown = ["torch", "transformers", *(one.name for one in own)]
     rows = {name: str(versions[name]) for name in dict.fromkeys(shown)}
     rows |= {"device": device_name(), "precision": str(compute_dtype()).removeprefix("torch.")}

@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration, set_seed
+from transformers import (
+    FalconConfig,
+    FalconForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GenerationConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+    set_seed,
+)
 
 from cookbook import evaluation
 from tests.unit import tiny
@@ -191,6 +200,66 @@ def test_answers_keep_their_order_whatever_the_batch(batch_size: int) -> None:
             ids, attention_mask=torch.ones_like(ids), generation_config=settings
         )[0, ids.shape[1] :]
         assert text == tokenizer.decode(alone, skip_special_tokens=True)
+
+
+def _gemma() -> Any:
+    """Return a model that sees a window of eight tokens in one layer, fewer than are shared."""
+    set_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=46,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"],
+    )
+    return Gemma3ForCausalLM(config)
+
+
+def _falcon() -> Any:
+    """Return a model whose heads share one key and one value."""
+    set_seed(0)
+    return FalconForCausalLM(
+        FalconConfig(vocab_size=46, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    )
+
+
+@pytest.mark.parametrize("make", [tiny.model, _gemma, _falcon], ids=["llama", "windows", "falcon"])
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_what_prompts_share_is_read_once_and_changes_no_answer(make: Any, batch_size: int) -> None:
+    model, tokenizer = make(), tiny.tokenizer()
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            weight.data *= 8  # with small weights every prompt has the same answer
+    settings = GenerationConfig(do_sample=False, max_new_tokens=6, eos_token_id=1, pad_token_id=0)
+    shared = [3, *range(6, 26)]
+    rows = [[*shared, *range(45 - more, 45), 4] for more in (3, 9, 1, 5, 2)]
+    seen: list[tuple[int, int]] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, inputs: seen.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    together = evaluation.generate(model, tokenizer, rows, settings, batch_size)
+    hook.remove()
+    alone = [evaluation.generate(model, tokenizer, [row], settings, 1).texts[0] for row in rows]
+    assert together.texts == alone
+    assert len(set(alone)) > 1, "a model whose answers are all the same shows nothing"
+    if make is _gemma:  # its answers are equal because nothing is shared
+        assert {count for count, _ in seen} <= {batch_size, len(rows) % batch_size}
+        return
+    longest = max(map(len, rows)) - len(shared)
+    assert seen[0] == (1, len(shared)) and all(columns <= longest for _, columns in seen[1:])
+
+
+def test_only_what_all_prompts_share_is_shared_and_never_a_whole_prompt() -> None:
+    begin = list(range(20))
+    share = evaluation._shared_beginning
+    assert share([[*begin, 30, 31], [*begin, 40]]) == begin
+    assert share([begin, begin]) == begin[:-1]
+    assert share([begin, [*begin[:5], *begin]]) == [], "five tokens are not worth it"
+    assert share([begin]) == []
 
 
 def test_answers_that_end_by_themselves_are_counted() -> None:

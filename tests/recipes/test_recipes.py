@@ -16,7 +16,7 @@ from nbmake.nb_run import NotebookRun
 from cookbook import record, run
 from cookbook.profiles import ROOT, choose_profile
 from cookbook.report import run_folder
-from tests.hub.notebooks import deprecations
+from tests.hub.notebooks import deprecations, printed
 
 pytestmark = pytest.mark.recipes
 
@@ -64,6 +64,7 @@ def test_the_notebook_runs_and_learns(path: Path, monkeypatch: pytest.MonkeyPatc
     nbformat.write(result.nb, folder / path.name)
     assert result.error is None, f"{result.error.summary}\n{result.error.trace}"
     assert not deprecations(result.nb)
+    assert "Failed to load" not in printed(result.nb)  # what a reader would take for an error
 
     content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     recorded = [one for one in record.recorded_runs(content["recipe"]) if one["profile"] == "cpu"]

@@ -1,7 +1,9 @@
 """Scores before and after training: loss, answers, intervals and the forgetting check."""
 
 import copy
+import os
 import random
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.nn import functional
-from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cookbook.data import IGNORED
 from cookbook.training import shifted_labels, supervised_logits
@@ -62,11 +64,10 @@ def resample(
     return Score(statistic(everything), bounds, examples)
 
 
-def _pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> torch.Tensor:
+def _pad(rows: Sequence[Sequence[int]], value: int, at: int = sys.maxsize) -> torch.Tensor:
+    """Return rows of one length; shorter ones have a gap after their first `at` numbers."""
     longest = max(map(len, rows))
-    gaps = [[value] * (longest - len(row)) for row in rows]
-    padded = [[*gap, *row] if left else [*row, *gap] for row, gap in zip(rows, gaps, strict=True)]
-    return torch.tensor(padded)
+    return torch.tensor([[*row[:at], *[value] * (longest - len(row)), *row[at:]] for row in rows])
 
 
 def _inputs(
@@ -194,30 +195,25 @@ def generate(
     """
     generate: Any = model.generate
     separate = model.config.is_encoder_decoder
-    shared = _shared_beginning(rows) if _sees_everything(model) else []
+    shared = _shared_beginning(model, rows)
     stop = settings.eos_token_id
     ends = {stop} if isinstance(stop, int) else set(stop or ())
     texts, stopped = [""] * len(rows), 0
-    with _evaluating(model):
-        keys_and_values = _read(model, shared) if shared else None
+    gap_at = sys.maxsize if separate else len(shared)
+    with _evaluating(model), _autocast(model):
+        read = None
+        if shared:
+            ids = torch.tensor([shared], device=model.device)
+            read = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
         for batch in _batches([len(row) for row in rows], batch_size):
-            chosen = [rows[index][len(shared) :] for index in batch]
-            ids = _pad(chosen, tokenizer.pad_token_id, left=not separate)
-            mask = _pad([[1] * len(row) for row in chosen], 0, left=not separate)
-            more: dict[str, Any] = {}
-            if keys_and_values is not None:
-                begin = torch.tensor([shared]).expand(len(batch), -1)
-                ids = torch.cat([begin, ids], dim=1)
-                mask = torch.cat([torch.ones_like(begin), mask], dim=1)
-                more["past_key_values"] = copy.deepcopy(keys_and_values)
-                more["past_key_values"].batch_repeat_interleave(len(batch))
-            with _autocast(model):
-                output = generate(
-                    input_ids=ids.to(model.device),
-                    attention_mask=mask.to(model.device),
-                    generation_config=settings,
-                    **more,
-                )
+            chosen = [rows[index] for index in batch]
+            ids = _pad(chosen, tokenizer.pad_token_id, gap_at).to(model.device)
+            mask = _pad([[1] * len(row) for row in chosen], 0, gap_at).to(model.device)
+            if cache := copy.deepcopy(read):
+                cache.batch_repeat_interleave(len(batch))
+            output = generate(
+                ids, attention_mask=mask, generation_config=settings, past_key_values=cache
+            )
             # What a decoder of its own begins with is its start token, which nobody wrote.
             written = output[:, 1 if separate else ids.shape[1] :]
             for index, answer in zip(batch, written, strict=True):
@@ -226,36 +222,18 @@ def generate(
     return Answers(texts, stopped / len(rows))
 
 
-def _sees_everything(model: PreTrainedModel) -> bool:
-    """Tell whether this is a decoder alone in which every layer sees all that comes before.
+def _shared_beginning(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Sequence[int]:
+    """Return the tokens that all rows begin with, short of any row's last; none below 16.
 
-    To a window, or to a layer that carries a state along, padding between the shared tokens and the
-    rest is not nothing: it takes up room.
+    None, too, unless every layer sees all that comes before: to a window, or to a layer that
+    carries a state along, the padding after the shared tokens is not nothing.
     """
     text = model.config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    windows = getattr(text, "sliding_window", None)
-    return not model.config.is_encoder_decoder and kinds == {"full_attention"} and not windows
-
-
-def _shared_beginning(rows: Sequence[Sequence[int]], least: int = 16) -> list[int]:
-    """Return the tokens that all rows begin with, short of any row's last; none below `least`."""
-    shortest = min(map(len, rows)) - 1
-    first = rows[0][:shortest]
-    count = next(
-        (place for place in range(shortest) if any(row[place] != first[place] for row in rows)),
-        shortest,
-    )
-    return list(first[:count]) if count >= least and len(rows) > 1 else []
-
-
-def _read(model: PreTrainedModel, tokens: Sequence[int]) -> Cache:
-    """Return the keys and values of a row of tokens."""
-    ids = torch.tensor([tokens], device=model.device)
-    with _autocast(model):
-        read = model(input_ids=ids, use_cache=True, logits_to_keep=1)
-    cache: Cache = read.past_key_values
-    return cache
+    kinds = {"full_attention", *(getattr(text, "layer_types", None) or ())}
+    sees_all = len(kinds) == 1 and not getattr(text, "sliding_window", None)
+    shared = os.path.commonprefix([list(row[:-1]) for row in rows])
+    enough = len(shared) >= 16 and len(rows) > 1 and not model.config.is_encoder_decoder
+    return shared if sees_all and enough else []
 
 
 class _evaluating:

@@ -149,9 +149,9 @@ def plan_training(
     held = torch.float32 if lora is None else base_dtype or dtype
     model = _without_content(model_config, settings, held, lora)
     checkpointing = bool(getattr(settings, "activation_checkpointing", False))
-    kept, logits, operations, forward = _trace(model, longest, dtype, checkpointing)
-    if typical != longest:  # backward passes take the same multiple of forward passes
-        operations *= _forward_operations(model, typical, dtype) / forward
+    kept, logits, operations = _trace(model, longest, dtype, checkpointing)
+    if typical != longest:
+        *_, operations = _trace(model, typical, dtype, checkpointing)
     trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
     sizes = (one.numel() * one.element_size() for one in model.parameters())
     frozen = float(sum(sizes)) - 4 * trained
@@ -161,8 +161,7 @@ def plan_training(
     steps = settings.max_steps * settings.gradient_accumulation_steps
     return Plan(
         Memory(
-            process=beside
-            + (0.0 if device == "cuda" else float(psutil.Process().memory_info().rss)),
+            process=beside + (device == "cpu") * float(psutil.Process().memory_info().rss),
             base_weights=4.0 * trained if lora is None else frozen,
             adapter_weights=0.0 if lora is None else 4.0 * trained,
             gradients=4.0 * trained,
@@ -261,9 +260,9 @@ def _in_4_bits(model: PreTrainedModel, frozen: float) -> float:
 
 def _trace(
     model: PreTrainedModel, shape: Shape, dtype: torch.dtype, checkpointing: bool
-) -> tuple[float, float, float, float]:
-    """Return what a micro-batch takes: bytes kept for the backward pass, bytes of the logits,
-    operations, and those of the forward pass among them.
+) -> tuple[float, float, float]:
+    """Return what a micro-batch takes: bytes kept for the backward pass, bytes of the logits, and
+    operations.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kept: dict[int, tuple[int, torch.UntypedStorage]] = {}  # held, so that no address occurs twice
@@ -283,7 +282,7 @@ def _trace(
             total = float(sum(size for size, _ in kept.values()))
             targets = torch.zeros(len(logits), dtype=torch.long, device=device)
             loss = functional.cross_entropy(logits.float(), targets)
-            forward = float(counter.get_total_flops())
+            forward = counter.get_total_flops()
             loss.backward()
         operations = float(counter.get_total_flops())
     # The logits and their gradient as computed, their softmax and its gradient in float32.
@@ -292,18 +291,8 @@ def _trace(
         text = model.config.get_text_config()
         layers, width = text.num_hidden_layers, text.hidden_size
         inputs = shape.rows * shape.length * width * (4 if dtype == torch.float32 else 2)
-        return inputs * layers + total / layers, of_loss, operations + forward, forward
-    return total, of_loss, operations, forward
-
-
-def _forward_operations(model: PreTrainedModel, shape: Shape, dtype: torch.dtype) -> float:
-    """Return the operations of a micro-batch's forward pass."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    autocast = torch.autocast(device, dtype) if dtype != torch.float32 else nullcontext()
-    with FakeTensorMode(allow_non_fake_inputs=True), _placed(model, device), torch.no_grad():
-        with FlopCounterMode(display=False) as counter, autocast, _lean(model):
-            _forward(model, shape, device)
-    return float(counter.get_total_flops())
+        return inputs * layers + total / layers, of_loss, operations + forward
+    return total, of_loss, operations
 
 
 def _forward(model: PreTrainedModel, shape: Shape, device: str) -> torch.Tensor:

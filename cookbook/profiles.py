@@ -126,6 +126,7 @@ def check_environment(group: str, root: Path = ROOT) -> str:
     Checks that every core package and every package of the technique's `group` is installed, at a
     version that `pyproject.toml` allows. Installs nothing. With `COOKBOOK_ANY_VERSION=1` other
     versions are named in the table instead, so that `make gpu-check` runs on what a machine has.
+    Silences one warning of bitsandbytes, whose import comes after this.
     """
     core, own = required_packages(root=root), required_packages(group, root)
     versions = {one.name: _installed_version(one.name) for one in [*core, *own]}

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,8 +11,6 @@ from datasets import Dataset
 from transformers import (
     FalconConfig,
     FalconForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
     GenerationConfig,
     T5Config,
     T5ForConditionalGeneration,
@@ -202,23 +201,6 @@ def test_answers_keep_their_order_whatever_the_batch(batch_size: int) -> None:
         assert text == tokenizer.decode(alone, skip_special_tokens=True)
 
 
-def _gemma() -> Any:
-    """Return a model that sees a window of eight tokens in one layer, fewer than are shared."""
-    set_seed(0)
-    config = Gemma3TextConfig(
-        vocab_size=46,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        sliding_window=8,
-        layer_types=["sliding_attention", "full_attention"],
-    )
-    return Gemma3ForCausalLM(config)
-
-
 def _falcon() -> Any:
     """Return a model whose heads share one key and one value."""
     set_seed(0)
@@ -227,7 +209,9 @@ def _falcon() -> Any:
     )
 
 
-@pytest.mark.parametrize("make", [tiny.model, _gemma, _falcon], ids=["llama", "windows", "falcon"])
+@pytest.mark.parametrize(
+    "make", [tiny.model, tiny.model_with_windows, _falcon], ids=["llama", "windows", "falcon"]
+)
 @pytest.mark.parametrize("batch_size", [2, 5])
 def test_what_prompts_share_is_read_once_and_changes_no_answer(make: Any, batch_size: int) -> None:
     model, tokenizer = make(), tiny.tokenizer()
@@ -246,7 +230,7 @@ def test_what_prompts_share_is_read_once_and_changes_no_answer(make: Any, batch_
     alone = [evaluation.generate(model, tokenizer, [row], settings, 1).texts[0] for row in rows]
     assert together.texts == alone
     assert len(set(alone)) > 1, "a model whose answers are all the same shows nothing"
-    if make is _gemma:  # its answers are equal because nothing is shared
+    if make is tiny.model_with_windows:  # its answers are equal because nothing is shared
         assert {count for count, _ in seen} <= {batch_size, len(rows) % batch_size}
         return
     longest = max(map(len, rows)) - len(shared)
@@ -255,7 +239,7 @@ def test_what_prompts_share_is_read_once_and_changes_no_answer(make: Any, batch_
 
 def test_only_what_all_prompts_share_is_shared_and_never_a_whole_prompt() -> None:
     begin = list(range(20))
-    share = evaluation._shared_beginning
+    share = partial(evaluation._shared_beginning, tiny.model())
     assert share([[*begin, 30, 31], [*begin, 40]]) == begin
     assert share([begin, begin]) == begin[:-1]
     assert share([begin, [*begin[:5], *begin]]) == [], "five tokens are not worth it"

@@ -7,7 +7,6 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel, set_seed
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -18,23 +17,6 @@ pytestmark = pytest.mark.unit
 
 LENGTH = 6
 PAD = 0
-
-
-def _gemma() -> PreTrainedModel:
-    """A model whose first layers see a window of four tokens, shorter than a prompt."""
-    set_seed(0)
-    config = Gemma3TextConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        sliding_window=4,
-        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
-    )
-    return Gemma3ForCausalLM(config)
 
 
 def _answers() -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,7 +43,7 @@ def _read_for_each(model: Any, ids: torch.Tensor, mask: torch.Tensor, temperatur
     return chosen * kept, -(rows.exp() * rows).sum(-1) * kept
 
 
-@pytest.mark.parametrize("make", [tiny.model, _gemma], ids=["llama", "windows"])
+@pytest.mark.parametrize("make", [tiny.model, tiny.model_with_windows], ids=["llama", "windows"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_the_same_log_probabilities_entropies_and_gradients(make: Any, attention: str) -> None:
     model = make().train()

@@ -1,7 +1,14 @@
 """A tiny random Llama with a word tokenizer: the real classes at no cost."""
 
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
 
 WORDS = [f"w{number}" for number in range(40)]
 TEMPLATE = (
@@ -39,3 +46,20 @@ def model(seed: int = 0) -> LlamaForCausalLM:
         eos_token_id=1,
     )
     return LlamaForCausalLM(config)
+
+
+def model_with_windows() -> Gemma3ForCausalLM:
+    """Return a Gemma 3 whose first layers see a window of four tokens, shorter than a prompt."""
+    set_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=46,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        sliding_window=4,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+    )
+    return Gemma3ForCausalLM(config)

@@ -1,0 +1,56 @@
+"""The recorded runs keep what is promised of every run: its plan, its memory, its minutes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from statistics import fmean
+
+import pytest
+
+from cookbook import record, run
+from cookbook.memory import GIB
+
+pytestmark = pytest.mark.contract
+
+RECIPES = [run.recipe_of(path) for path in record.notebooks()]
+GRPO = "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO"
+
+
+def planned_runs(recipe: str) -> list[record.Run]:
+    """Return a recipe's runs since there is a planner."""
+    found = [one for one in record.recorded_runs(recipe) if "planned" in one]
+    assert {one["seed"] for one in found} >= {0, 1, 2}, "run: make record"
+    return found
+
+
+def minutes(recipe: str) -> float:
+    """Return the whole notebook's mean time on the hardware where it took longest."""
+    by_hardware: dict[str, list[float]] = defaultdict(list)
+    for one in planned_runs(recipe):
+        if one["profile"] == "cpu" and one["hardware"]["precision"] == "bfloat16":
+            by_hardware[one["hardware"]["device"]].append(one["notebook_seconds"] / 60)
+    return max(map(fmean, by_hardware.values()))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("what", ["seconds", "peak_memory_bytes"])
+def test_a_plan_comes_true_within_a_fifth(recipe: str, what: str) -> None:
+    for one in planned_runs(recipe):
+        found = one["planned"][what]
+        assert found["planned"] == pytest.approx(found["measured"], rel=0.2), one["seed"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_cpu_run_needs_less_than_8_gib(recipe: str) -> None:
+    for one in record.recorded_runs(recipe):
+        if one["profile"] == "cpu":
+            assert one["train"]["peak_memory_bytes"] < 8 * GIB
+
+
+def test_all_recipes_take_less_than_25_minutes() -> None:
+    """Where a CPU has units for bfloat16, as in CI; without them it takes twice as long."""
+    assert sum(map(minutes, RECIPES)) < 25
+
+
+def test_grpo_takes_less_than_6_minutes() -> None:
+    assert minutes(GRPO) < 6

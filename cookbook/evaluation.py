@@ -6,7 +6,8 @@ import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -193,7 +194,7 @@ def generate(
     directly; an encoder-decoder writes a sequence of its own. What all prompts begin with, like
     examples, is read once, and padding comes after it.
     """
-    generate: Any = model.generate
+    generate = partial(cast(Any, model.generate), generation_config=settings)
     separate = model.config.is_encoder_decoder
     shared = _shared_beginning(model, rows)
     stop = settings.eos_token_id
@@ -211,9 +212,8 @@ def generate(
             mask = _pad([[1] * len(row) for row in chosen], 0, gap_at).to(model.device)
             if cache := copy.deepcopy(read):
                 cache.batch_repeat_interleave(len(batch))
-            output = generate(
-                ids, attention_mask=mask, generation_config=settings, past_key_values=cache
-            )
+            # By name: PEFT's model for encoder-decoders takes nothing by position.
+            output = generate(input_ids=ids, attention_mask=mask, past_key_values=cache)
             # What a decoder of its own begins with is its start token, which nobody wrote.
             written = output[:, 1 if separate else ids.shape[1] :]
             for index, answer in zip(batch, written, strict=True):

@@ -45,7 +45,7 @@ CHOICES = (
 PRETRAIN_CHOICES = ("kept-memory", "no-dropout")
 SEQ2SEQ_CHOICES = ("kept-memory", "like-lengths")
 # Whole documents, joined and cut to one length: the cost of a token as rows grow.
-LENGTHS = (128, 256, 2048)
+LENGTHS = (128, 256, 512, 1024, 2048)
 TOKENS_PER_STEP = 2048
 
 

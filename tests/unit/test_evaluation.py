@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from transformers import (
     FalconConfig,
     FalconForCausalLM,
@@ -256,9 +257,14 @@ def test_answers_that_end_by_themselves_are_counted() -> None:
     assert (never, always) == (0.0, 1.0)
 
 
+def _t5_with_lora() -> Any:
+    return get_peft_model(_t5(), LoraConfig(task_type="SEQ_2_SEQ_LM"))
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
-def test_an_encoder_decoder_writes_one_text_a_row_in_order(batch_size: int) -> None:
-    model, tokenizer = _t5().eval(), tiny.tokenizer()
+@pytest.mark.parametrize("make", [_t5, _t5_with_lora], ids=["full", "lora"])
+def test_an_encoder_decoder_writes_one_text_a_row_in_order(make: Any, batch_size: int) -> None:
+    model, tokenizer = make().eval(), tiny.tokenizer()
     rows = [[*range(6, 6 + size), 1] for size in (9, 2, 5, 14)]
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=6, eos_token_id=1, pad_token_id=0, decoder_start_token_id=0
@@ -268,7 +274,7 @@ def test_an_encoder_decoder_writes_one_text_a_row_in_order(batch_size: int) -> N
     for row in rows:
         ids = torch.tensor([row])
         (written,) = model.generate(
-            ids, attention_mask=torch.ones_like(ids), generation_config=settings
+            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings
         )
         alone.append(written.tolist())
     assert answers.texts == [tokenizer.decode(one, skip_special_tokens=True) for one in alone]

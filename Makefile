@@ -3,7 +3,8 @@
 
 PYTHON ?= python3
 JUPYTER_PORT ?= 8888
-MARK ?= contract or unit or hub or recipes
+JUPYTER_IP ?= 127.0.0.1
+MARK ?= contract or unit or hub or browser or recipes
 
 # Notebook folder -> the dependency group it needs.
 FOLDERS := 01-Full-Fine-Tuning 02-PEFT 03-Instruction-Tuning 04-Reasoning-Tuning
@@ -14,9 +15,11 @@ GROUP_04-Reasoning-Tuning := reasoning
 GROUPS := $(foreach folder,$(FOLDERS),$(GROUP_$(folder))) dev
 
 # One file per installed group; newer than the lock means that nothing is to be done.
-STAMP := .venv/.installed-
+# An image has `.venv` outside the working tree, which is mounted: in COOKBOOK_INSTALL.
+VENV := $(if $(COOKBOOK_INSTALL),$(COOKBOOK_INSTALL)/).venv
+STAMP := $(VENV)/.installed-
 DEPENDENCIES := pyproject.toml poetry.lock
-BIN := .venv/bin
+BIN := $(VENV)/bin
 VENV_PYTHON := $(BIN)/python
 NO_PYTHON = There is no $(PYTHON). Install Python 3.11, 3.12 or 3.13, or name one: make PYTHON=python3.12
 RUN_POETRY = command -v "$(PYTHON)" >/dev/null || { echo "$(NO_PYTHON)" >&2; exit 2; }; \
@@ -32,7 +35,7 @@ SOURCES := cookbook scripts tests
 NOTEBOOKS = $(sort $(wildcard $(addsuffix /*.ipynb,$(FOLDERS))))
 
 override FOLDER := $(patsubst %/,%,$(FOLDER))
-export NB FOLDER MARK JUPYTER_PORT RECIPE PROFILE STEPS WORK ROUNDS
+export NB FOLDER MARK JUPYTER_PORT JUPYTER_IP RECIPE PROFILE STEPS WORK ROUNDS
 # Set on many servers and in many containers: Python would then compile torch, transformers and trl
 # anew at every start, and each notebook would begin some seven seconds later.
 unexport PYTHONDONTWRITEBYTECODE
@@ -42,7 +45,8 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help install install-full-finetuning install-peft install-instruction-tuning \
 	install-reasoning install-dev install-all lock offline quickstart notebook notebooks test \
 	test-contract test-unit test-hub test-recipes lint format jupyter script record gallery gpu-check \
-	bench clean check-notebook check-folder
+	bench docker-build docker-up docker-down docker-shell docker-logs docker-test clean \
+	check-notebook check-folder check-docker
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-28s %s\n", $$1, $$2 }' Makefile
@@ -90,9 +94,12 @@ notebooks: check-folder $(FOLDER_STAMPS) offline ## Execute and check all notebo
 script: check-notebook $(NB_STAMP) ## Write one notebook as a script: make script NB=02-PEFT/Falcon-7B-LoRA.ipynb
 	@$(BIN)/jupyter nbconvert --to python --output-dir "$(RUNS)/scripts" "$$NB"
 
+# JupyterLab looks for no update of itself: its version comes from the lock.
+NO_UPDATES := jupyterlab.handlers.announcements.NeverCheckForUpdate
 # Jupyter reads JUPYTER_TOKEN; where that is empty it makes a token and prints the URL with it.
 jupyter: $(STAMP)core ## Open JupyterLab on 127.0.0.1 (JUPYTER_PORT, JUPYTER_TOKEN)
-	@$(BIN)/jupyter lab --no-browser --ip=127.0.0.1 --port="$$JUPYTER_PORT" \
+	@exec $(BIN)/jupyter lab --no-browser --ip="$$JUPYTER_IP" --port="$$JUPYTER_PORT" \
+		--LabApp.check_for_updates_class=$(NO_UPDATES) \
 		--ServerApp.root_dir="$(CURDIR)" $(if $(filter 0,$(shell id -u)),--allow-root)
 
 record: $(STAMP)all offline ## Run the recipes over seeds and rewrite results/ and its tables
@@ -100,6 +107,41 @@ record: $(STAMP)all offline ## Run the recipes over seeds and rewrite results/ a
 
 gallery: $(STAMP)core ## Render executed notebooks to HTML with an index page
 	@$(VENV_PYTHON) -m cookbook.gallery
+
+# --- Containers -----------------------------------------------------------------------------
+
+# The image's user gets the numbers of whoever builds it, so that files in the mounted tree are theirs.
+USER_UID ?= $(or $(filter-out 0,$(shell id -u)),1000)
+USER_GID ?= $(or $(filter-out 0,$(shell id -g)),1000)
+# The service that reserves the GPUs starts only where Docker can hand them over.
+SERVICE ?= $(if $(findstring nvidia,$(shell docker info --format '{{.Runtimes}}' 2>/dev/null)),jupyter,jupyter-cpu)
+DOCKER_TARGETS := docker-build docker-up docker-down docker-shell docker-logs docker-test
+$(DOCKER_TARGETS): export USER_UID := $(USER_UID)
+$(DOCKER_TARGETS): export USER_GID := $(USER_GID)
+
+# pip's index goes into the build as a secret; PIP_CONF names another file, EXTRA_CA a certificate.
+docker-build: check-docker ## Build the image (TARGET=prod, GROUP=peft, BASE_IMAGE=, USER_UID=)
+	@umask 077; made=$$(mktemp); trap 'rm -f "$$made"' EXIT; \
+		"$(PYTHON)" -m scripts.pip_conf > "$$made" && \
+		EXTRA_CA_DIGEST="$${EXTRA_CA:+$$(cksum < "$$EXTRA_CA")}" && export EXTRA_CA_DIGEST && \
+		PIP_CONF="$${PIP_CONF:-$$made}" docker compose build $(BUILD_OPTIONS) $(SERVICE)
+
+docker-up: docker-build ## Start JupyterLab in a container and print its URL (JUPYTER_PORT, JUPYTER_TOKEN)
+	@docker compose up --detach --wait $(SERVICE) || { docker compose logs --tail 20 $(SERVICE); exit 1; }
+	@port=$$(docker compose port $(SERVICE) 8888) && docker compose exec -T $(SERVICE) jupyter server list \
+		| sed -n "s#^http://[^ ]*?token=\([^ ]*\).*#JupyterLab: http://$$port/lab?token=\1#p"
+
+docker-down: check-docker ## Stop the container; keeps the volume with downloaded models
+	@docker compose --profile cpu down
+
+docker-shell: check-docker ## Open a shell in the running container
+	@docker compose exec $(SERVICE) bash
+
+docker-logs: check-docker ## Follow the container's log
+	@docker compose logs --follow $(SERVICE)
+
+docker-test: $(STAMP)all offline check-docker ## Build the images and use them for real, a browser included
+	@$(VENV_PYTHON) -m pytest -m containers tests/containers
 
 # --- Checking -------------------------------------------------------------------------------
 
@@ -154,6 +196,10 @@ clean: ## Remove caches (keeps .venv, .offline and runs)
 check-notebook:
 	@test -n "$$NB" || { echo "Name a notebook: make $(firstword $(MAKECMDGOALS)) NB=02-PEFT/Falcon-7B-LoRA.ipynb" >&2; exit 2; }
 	@test -f "$$NB" || { echo "There is no notebook $$NB. Here are: $(NOTEBOOKS)" >&2; exit 2; }
+
+check-docker:
+	@docker compose version >/dev/null 2>&1 || { echo "Docker with the compose plugin (v2.24 or newer) is needed; install it: https://docs.docker.com/engine/install" >&2; exit 2; }
+	@docker info >/dev/null 2>&1 || { echo "Docker's engine does not answer. Start it (systemctl start docker), or join the group docker." >&2; exit 2; }
 
 check-folder:
 ifneq ($(FOLDER),)

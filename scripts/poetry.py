@@ -2,6 +2,8 @@
 
     python3 scripts/poetry.py <poetry arguments>
 
+`.venv` and `.poetry` lie in the repository, or in the folder that COOKBOOK_INSTALL names: an image
+has them outside the working tree, which is mounted over what the image holds there.
 Poetry is, in this order: the one that POETRY names, a `poetry` (2.2 or newer) on the PATH, or a
 pinned one that is installed into `.poetry/`. `POETRY=bootstrap` asks for the pinned one.
 Only the standard library is used: this runs before anything is installed.
@@ -29,6 +31,7 @@ OLDEST_POETRY = (2, 2)
 OLDEST_PYTHON = (3, 11)
 TOO_NEW_PYTHON = (3, 14)
 MIRROR_VARIABLE = "POETRY_PYPI_MIRROR_URL"
+INSTALL_VARIABLE = "COOKBOOK_INSTALL"
 BOOTSTRAP = "bootstrap"
 FORCE_BOOTSTRAP = f"POETRY={BOOTSTRAP}"
 
@@ -183,18 +186,23 @@ def make_venv(folder: Path, *options: str) -> None:
         )
 
 
-def ensure_project_venv(root: Path) -> None:
-    """Make `.venv` where there is none, it is half made, or its Python is gone or unfit.
+def install_folder(root: Path, environment: Mapping[str, str]) -> Path:
+    """The folder that `.venv` and `.poetry` are in."""
+    return Path(environment.get(INSTALL_VARIABLE) or root).absolute()
+
+
+def ensure_project_venv(folder: Path) -> None:
+    """Make `folder/.venv` where there is none, it is half made, or its Python is gone or unfit.
 
     Call under `held_lock`.
     """
-    folder = root / ".venv"
+    venv = folder / ".venv"
     # Lies outside `.venv`, so that it outlasts a call that was killed while clearing that.
-    unfinished = root / ".poetry" / "making-venv"
-    if not unfinished.exists() and _fits(folder / "bin" / "python"):
+    unfinished = folder / ".poetry" / "making-venv"
+    if not unfinished.exists() and _fits(venv / "bin" / "python"):
         return
     unfinished.touch()
-    make_venv(folder, "--clear")
+    make_venv(venv, "--clear")
     unfinished.unlink()
 
 
@@ -212,19 +220,19 @@ def _fits(python: Path) -> bool:
     return OLDEST_PYTHON <= version < TOO_NEW_PYTHON
 
 
-def bundled_poetry(root: Path) -> Path:
+def bundled_poetry(folder: Path) -> Path:
     """Where the pinned Poetry is, or would be."""
-    return root / ".poetry" / "bin" / "poetry"
+    return folder / ".poetry" / "bin" / "poetry"
 
 
-def bundled_is_whole(root: Path) -> bool:
+def bundled_is_whole(folder: Path) -> bool:
     """Whether the pinned Poetry of this very version was installed to the end."""
-    stamp = root / ".poetry" / "complete"
+    stamp = folder / ".poetry" / "complete"
     return (
         stamp.is_file()
         and stamp.read_text() == _stamp_text()
-        and (root / ".poetry" / "bin" / "python").exists()
-        and bundled_poetry(root).exists()
+        and (folder / ".poetry" / "bin" / "python").exists()
+        and bundled_poetry(folder).exists()
     )
 
 
@@ -232,22 +240,22 @@ def _stamp_text() -> str:
     return f"poetry {POETRY_VERSION}, poetry-plugin-pypi-mirror {PLUGIN_VERSION}\n"
 
 
-def bootstrap(root: Path, environment: Mapping[str, str]) -> Poetry:
+def bootstrap(folder: Path, environment: Mapping[str, str]) -> Poetry:
     """Install the pinned Poetry into `.poetry/` unless it is there. Call under `held_lock`."""
-    poetry = Poetry(str(bundled_poetry(root)), bundled=True)
-    if bundled_is_whole(root):
+    poetry = Poetry(str(bundled_poetry(folder)), bundled=True)
+    if bundled_is_whole(folder):
         return poetry
-    folder = root / ".poetry"
+    own = folder / ".poetry"
     print(f"Installing Poetry {POETRY_VERSION} into .poetry/ (once).", file=sys.stderr)
-    for leftover in folder.iterdir():
+    for leftover in own.iterdir():
         if leftover.name in {"lock", "making-venv"}:
             continue
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover)
         else:
             leftover.unlink()
-    make_venv(folder)
-    python = str(folder / "bin" / "python")
+    make_venv(own)
+    python = str(own / "bin" / "python")
     index = ask_pip(environment, [sys.executable, python]).index_url
     install = [
         *(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
@@ -262,21 +270,23 @@ def bootstrap(root: Path, environment: Mapping[str, str]) -> Poetry:
             "run make again; or set POETRY to a Poetry 2.2 or newer that you have."
         )
     # Written last: without this file the next call starts over.
-    (folder / "complete").write_text(_stamp_text())
+    (own / "complete").write_text(_stamp_text())
     return poetry
 
 
 def poetry_environment(
-    poetry: Poetry, root: Path, environment: Mapping[str, str]
+    poetry: Poetry, root: Path, folder: Path, environment: Mapping[str, str]
 ) -> dict[str, str]:
-    """The environment in which Poetry installs into the project's `.venv` and nowhere else."""
+    """The environment in which Poetry installs into `folder/.venv` and nowhere else."""
     # An active environment of the user's would be taken for the one to install into.
     active = {"VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "PYTHONHOME"}
     child = {name: value for name, value in environment.items() if name not in active}
     child["POETRY_VIRTUALENVS_CREATE"] = "true"
     child["POETRY_VIRTUALENVS_IN_PROJECT"] = "true"
+    if folder != root:
+        child["VIRTUAL_ENV"] = str(folder / ".venv")  # Poetry prefers an active environment
     if poetry.bundled:
-        own_python = str(root / ".poetry" / "bin" / "python")
+        own_python = str(folder / ".poetry" / "bin" / "python")
         pip = ask_pip(environment, [sys.executable, own_python])
         if not child.get(MIRROR_VARIABLE):
             child[MIRROR_VARIABLE] = pip.index_url
@@ -287,11 +297,18 @@ def poetry_environment(
 
 
 @contextmanager
-def held_lock(root: Path) -> Iterator[IO[str]]:
+def held_lock(folder: Path) -> Iterator[IO[str]]:
     """Hold the one lock under which `.venv` and `.poetry` change; waits, and says so."""
-    folder = root / ".poetry"
-    folder.mkdir(exist_ok=True)
-    with open(folder / "lock", "a", encoding="utf-8") as lock:
+    own = folder / ".poetry"
+    try:
+        own.mkdir(exist_ok=True)
+        lock = open(own / "lock", "a", encoding="utf-8")
+    except OSError as error:
+        raise SetupError(
+            f"{own} cannot be written ({error.strerror}). Make {folder} yours, or name another "
+            f"folder: {INSTALL_VARIABLE}=..."
+        ) from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -317,10 +334,11 @@ def explain_failure(poetry: Poetry, status: int, environment: Mapping[str, str])
 def run(arguments: Sequence[str], root: Path, environment: Mapping[str, str]) -> int:
     """Run Poetry with `arguments` in `root`; returns its exit status."""
     check_python()
-    with held_lock(root) as lock:
-        poetry = users_poetry(environment) or bootstrap(root, environment)
-        ensure_project_venv(root)
-        child = poetry_environment(poetry, root, environment)
+    folder = install_folder(root, environment)
+    with held_lock(folder) as lock:
+        poetry = users_poetry(environment) or bootstrap(folder, environment)
+        ensure_project_venv(folder)
+        child = poetry_environment(poetry, root, folder, environment)
         # Poetry holds the lock too, so that it stays locked if this process is killed first.
         status = subprocess.run(
             [poetry.command, *arguments],

@@ -173,7 +173,7 @@ def test_an_active_environment_is_not_installed_into(tmp_path: Path) -> None:
         "POETRY_VIRTUALENVS_CREATE": "false",
         "PATH": "/bin",
     }
-    child = script.poetry_environment(script.Poetry("poetry", False), tmp_path, active)
+    child = script.poetry_environment(script.Poetry("poetry", False), tmp_path, tmp_path, active)
     assert child == {
         "POETRY_VIRTUALENVS_CREATE": "true",
         "POETRY_VIRTUALENVS_IN_PROJECT": "true",
@@ -181,14 +181,43 @@ def test_an_active_environment_is_not_installed_into(tmp_path: Path) -> None:
     }
 
 
+def test_an_image_installs_outside_the_mounted_tree(tmp_path: Path, make_tool: MakeTool) -> None:
+    root, folder = tmp_path / "tree", tmp_path / "opt"
+    root.mkdir()
+    folder.mkdir()
+    tool = make_tool("poetry", f'{version_body("2.4.0")}; echo "$VIRTUAL_ENV" > "$SEEN"')
+    environment = {
+        "PATH": f"{tool.parent}:/bin:/usr/bin",
+        "SEEN": str(tmp_path / "seen"),
+        "COOKBOOK_INSTALL": str(folder),
+    }
+    assert script.run(["install"], root, environment) == 0
+    assert (tmp_path / "seen").read_text().strip() == str(folder / ".venv")
+    assert (folder / ".venv" / "bin" / "python").exists()
+    assert list(root.iterdir()) == [], "a host's own .venv or .poetry is not touched"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with pytest.raises(script.SetupError, match=r"cannot be written.*COOKBOOK_INSTALL"):
+        script.run(["install"], tmp_path, {"PATH": "/bin:/usr/bin"})
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    environment = {"PATH": "/bin:/usr/bin", "COOKBOOK_INSTALL": str(tmp_path / "none")}
+    with pytest.raises(script.SetupError, match=r"none/.poetry cannot be written"):
+        script.run(["install"], tmp_path, environment)
+
+
 def test_only_the_pinned_poetry_gets_pips_index(tmp_path: Path) -> None:
     environment = {"PIP_INDEX_URL": INDEX, "PIP_CERT": "/ca.pem", "PIP_CONFIG_FILE": os.devnull}
     pinned = script.Poetry("poetry", True)
-    child = script.poetry_environment(pinned, tmp_path, environment)
+    child = script.poetry_environment(pinned, tmp_path, tmp_path, environment)
     assert child[script.MIRROR_VARIABLE] == INDEX
     assert child["REQUESTS_CA_BUNDLE"] == child["SSL_CERT_FILE"] == "/ca.pem"
     chosen = {**environment, script.MIRROR_VARIABLE: "https://mine.example/simple"}
-    child = script.poetry_environment(pinned, tmp_path, chosen)
+    child = script.poetry_environment(pinned, tmp_path, tmp_path, chosen)
     assert child[script.MIRROR_VARIABLE] == "https://mine.example/simple"
 
 

@@ -4,7 +4,8 @@
 PYTHON ?= python3
 JUPYTER_PORT ?= 8888
 JUPYTER_IP ?= 127.0.0.1
-MARK ?= contract or unit or hub or browser or recipes
+EVERYTHING := contract or unit or hub or browser or recipes
+MARK ?= $(EVERYTHING)
 
 # Notebook folder -> the dependency group it needs.
 FOLDERS := 01-Full-Fine-Tuning 02-PEFT 03-Instruction-Tuning 04-Reasoning-Tuning
@@ -145,8 +146,14 @@ docker-test: $(STAMP)all offline check-docker ## Build the images and use them f
 
 # --- Checking -------------------------------------------------------------------------------
 
+# Two at a time where each test uses little; a recipe uses all cores.
 test: $(STAMP)all offline ## Run the test suite (MARK= picks other markers, for example MARK=slow)
+ifeq ($(MARK),$(EVERYTHING))
+	@$(VENV_PYTHON) -m pytest -n 2 -m "contract or unit or hub"
+	@$(VENV_PYTHON) -m pytest -m "browser or recipes"
+else
 	@$(VENV_PYTHON) -m pytest -m "$$MARK"
+endif
 
 test-contract: $(STAMP)all ## Check the rules for notebooks, lock, docs and package (seconds)
 	@$(VENV_PYTHON) -m pytest -n 2 -m "contract and not unit" tests/contract tests/install

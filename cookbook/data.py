@@ -1,6 +1,7 @@
 """Load own, Hub or embedded data, refuse what cannot be trained on, and show what is supervised."""
 
 import html
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -82,13 +83,73 @@ def _load_files(path: Path) -> DatasetDict:
     suffixes = {Path(name).suffix for names in files.values() for name in names}
     if len(suffixes) != 1:
         raise DataError(f"{path} mixes {', '.join(sorted(suffixes))}: use one file format.")
+    builder = _BUILDERS[suffixes.pop()]
+    if builder == "json":
+        return DatasetDict({split: _from_json(names) for split, names in files.items()})
     try:
-        return load_dataset(_BUILDERS[suffixes.pop()], data_files=files)
-    except (DatasetGenerationError, ValueError, UnicodeDecodeError) as error:
+        return load_dataset(builder, data_files=files)
+    except (DatasetGenerationError, ValueError) as error:
         cause = error.__cause__ or error
         raise DataError(
             f"{path} cannot be read: {cause}. Each row needs the same columns and types."
         ) from error
+
+
+def _from_json(names: Sequence[str]) -> Dataset:
+    """Return the objects of JSON files as a table; a column that a row lacks is None there.
+
+    They are parsed here, in memory, and not by pyarrow's reader: it can end the kernel with a
+    segmentation fault on lines that are no JSON, and names no line where it only complains.
+    """
+    rows = [row for name in names for row in _json_objects(Path(name))]
+    columns = []
+    for name in dict.fromkeys(name for row in rows for name in row):
+        try:
+            columns.append(Dataset.from_dict({name: [row.get(name) for row in rows]}))
+        except (ValueError, TypeError, NotImplementedError, OverflowError) as error:  # pyarrow's
+            raise DataError(
+                f"{', '.join(names)}: the column {name!r} cannot be read ({error}). Give it one "
+                "type in all rows, text for what is trained on."
+            ) from error
+    return concatenate_datasets(columns, axis=1)
+
+
+def _json_objects(path: Path) -> list[dict[str, Any]]:
+    """Parse JSON Lines, or one JSON array of objects, and name the first line that is wrong."""
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, line {line} is not UTF-8. Convert it: `iconv -f WINDOWS-1252 -t UTF-8`."
+        ) from error
+    if text.lstrip().startswith("["):
+        parsed = [(1, text)]
+    else:
+        parsed = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    rows: list[dict[str, Any]] = []
+    for line, part in parsed:
+        try:
+            value = json.loads(part, object_pairs_hook=_without_repeats)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{path}, line {line} is no JSON: {error}. Mend or remove it."
+            ) from error
+        found = value if isinstance(value, list) else [value]
+        if not all(isinstance(row, dict) for row in found):
+            raise DataError(f'{path}, line {line} is no JSON object, like {{"column": "value"}}.')
+        rows += found
+    if not any(rows):
+        raise DataError(f"{path} holds no data: each line has to be a JSON object with columns.")
+    return rows
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands in one object twice")
+    return found
 
 
 def _files_by_split(path: Path) -> dict[str, list[str]]:
@@ -251,6 +312,8 @@ def supervise_answers(
     it is never generated. A column `chat_template_kwargs` (a dict) sets a template's own switches
     for its row, like Qwen3's `enable_thinking`.
     """
+    if not rows:
+        raise DataError("No example is left to train or test on: give more rows.")
     template: Any = tokenizer.apply_chat_template
 
     def tokenize(row: dict[str, Any]) -> dict[str, list[int]]:

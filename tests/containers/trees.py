@@ -20,8 +20,8 @@ def copy(folder: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, target)
     for name in ("pyproject.toml", "poetry.lock"):
-        # Older than whatever is installed: Make would otherwise install the copy into the environment
-        # that a test lends it, and that would import the copy from then on.
+        # Older than whatever is installed: Make would otherwise install the copy into the
+        # environment that a test lends it, and that would import the copy from then on.
         os.utime(folder / name, (0, 0))
     subprocess.run(["cp", "-a", "--reflink=auto", ROOT / ".offline", folder], check=True)
     if os.geteuid() == 0:

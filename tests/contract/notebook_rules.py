@@ -287,10 +287,10 @@ def _only_trains(module: ast.Module) -> bool:
     measured = ("memory.reset_peak()", "planned = plan.compared(trainer, checkpoint)")
     code = [line for node in module.body if (line := ast.unparse(node)) not in measured]
     return (
-        len(code) == 3
+        len(code) == 2
         and code[0].startswith("checkpoint = training.newest_whole_checkpoint(")
-        and "trainer.train(resume_from_checkpoint=checkpoint)" in code[1]
-        and code[2] == "training.check_finished(trainer)"
+        and code[1].startswith("with training.guarded(trainer)")
+        and code[1].endswith("\n    trainer.train(resume_from_checkpoint=checkpoint)")
     )
 
 

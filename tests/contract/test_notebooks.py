@@ -227,9 +227,8 @@ FUNCTION = "def add(a, b):\n    c = a\n    d = b\n    e = c + d\n    return e\n"
 
 
 TRAINING = """checkpoint = training.newest_whole_checkpoint(run / "checkpoints")
-with disable_input_dtype_casting(trainer.model):
-    trainer.train(resume_from_checkpoint=checkpoint)
-training.check_finished(trainer)"""
+with training.guarded(trainer), disable_input_dtype_casting(trainer.model):
+    trainer.train(resume_from_checkpoint=checkpoint)"""
 
 
 @pytest.mark.parametrize(

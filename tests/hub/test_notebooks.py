@@ -25,6 +25,8 @@ from tests.hub.server import LoopbackHub
 
 pytestmark = pytest.mark.hub
 
+TOKEN = "hf_" + "0123456789" * 4  # of nobody
+
 
 def _fetched(hub: LoopbackHub, repository: str) -> set[str]:
     """Return the files of a repository that were downloaded."""
@@ -42,9 +44,14 @@ def _wanted(hub: LoopbackHub, model: str) -> set[str]:
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
 def test_the_notebook_runs_against_the_hub(
-    path: Path, profile: str, hub: LoopbackHub, lead_to: Callable[[LoopbackHub, str], Path]
+    path: Path,
+    profile: str,
+    hub: LoopbackHub,
+    lead_to: Callable[[LoopbackHub, str], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     runs = lead_to(hub, profile)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     settings = settings_of(path, profile)
     result = execute(path)
     runs.mkdir(exist_ok=True)
@@ -63,6 +70,10 @@ def test_the_notebook_runs_against_the_hub(
     assert _wanted(hub, settings["model"]) <= _fetched(hub, settings["model"])
     assert _fetched(hub, f"datasets/{settings['dataset']}")
     assert not hub.unknown
+
+    files = [file for file in runs.rglob("*") if file.is_file()]
+    assert metrics in files and runs / path.name in files
+    assert [file for file in files if TOKEN.encode() in file.read_bytes()] == []
 
     if any("BitsAndBytesConfig" in cell.source for cell in result.nb.cells):
         layers = REPOSITORIES[f"models/{settings['model']}"].linear_layers

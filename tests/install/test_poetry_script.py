@@ -137,6 +137,7 @@ def asked(**environment: str) -> script.PipSettings:
 
 def test_pip_is_asked_for_its_index(tmp_path: Path) -> None:
     assert asked(PIP_INDEX_URL=INDEX) == script.PipSettings(INDEX, None)
+    # pragma: allowlist nextline secret
     with_password = "https://me:secret@index.example/simple"
     config = tmp_path / "pip.conf"
     config.write_text(f"[global]\nindex-url = {with_password}\ncert = /ca.pem\n")
@@ -156,6 +157,7 @@ def test_a_python_without_pip_is_passed_over(make_tool: MakeTool) -> None:
 
 
 def test_redact() -> None:
+    # pragma: allowlist nextline secret
     assert script.redact("https://me:se@cret@index.example:8/a?b=c") == (
         "https://index.example:8/a?b=c"
     )
@@ -285,6 +287,7 @@ def test_an_interrupted_bootstrap_starts_over_and_says_what_failed(
     leftover = tmp_path / ".poetry" / "lib" / "half-written"
     leftover.parent.mkdir()
     leftover.touch()
+    # pragma: allowlist nextline secret
     nowhere = "http://me:secret@127.0.0.1:9/simple"
     environment = {
         **{"PATH": os.environ["PATH"], "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0"},

@@ -149,6 +149,7 @@ def test_general_text_is_a_fixed_slice_of_paragraphs() -> None:
     assert near_duplicates_within(texts) == []
     # The forgetting check compares runs over time: another slice would be another measure.
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    # pragma: allowlist nextline secret
     assert digest == "c44c405c5ad84ac42bd1dce3b2b32eeaba8649950ffbd74482a5cc0d57917f1b"
 
 

@@ -1,8 +1,11 @@
 """The rewards of the GRPO notebook, as they stand there, against answers that try to cheat."""
 
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cookbook.profiles import ROOT
 from tests.unit.cells import defined_by
@@ -98,3 +101,80 @@ def test_each_completion_is_compared_with_its_own_answer(defined: dict[str, Any]
     assert defined["correctness_reward"](said, ["1", "3", "3"]) == [1.0, 0.0, 1.0]
     with pytest.raises(ValueError):
         defined["correctness_reward"](said, ["1"])
+
+
+pieces = st.one_of(
+    st.sampled_from(
+        [
+            "#### ",
+            "####",
+            "#",
+            "\n",
+            "\n#### ",
+            " ",
+            "85",
+            "8",
+            "5",
+            "-",
+            "+",
+            "$",
+            "%",
+            ",",
+            ".",
+            "0",
+        ]
+    ),
+    st.sampled_from(
+        ["</answer>", "<answer>85", "\\boxed{85}", "= 85", "answer: 85", "85.0", "1e2"]
+    ),
+    st.sampled_from(
+        ["\uff18\uff15", "\u0668\u0665", "\u00b2", "\u2460", "\u200b", "\u2212", "\x85"]
+    ),
+    st.text(max_size=4),
+    st.integers(-(10**30), 10**30).map(str),
+)
+completions = st.lists(pieces, max_size=12).map("".join)
+
+
+def as_written(text: str) -> Decimal | None:
+    """What a person would read as the answer: the last line's, if it is a figure and no more."""
+    mark, _, figure = text.rstrip().rpartition("\n")[2].partition("#### ")
+    plain = figure.strip()
+    if mark or text.count("####") != 1 or set(plain) - set("0123456789+-$,.%"):
+        return None
+    try:
+        return Decimal(plain.translate(str.maketrans("", "", "$,%")))
+    except InvalidOperation:
+        return None
+
+
+@settings(max_examples=500, deadline=None)
+@given(text=completions, answer=st.sampled_from(["85", "-85", "8.5", "1,200", "0"]))
+def test_a_reward_for_being_right_is_never_earned_otherwise(
+    defined: dict[str, Any], text: str, answer: str
+) -> None:
+    form, right = rewards(defined, text, answer)
+    assert (form, right) in {(0.0, 0.0), (0.1, 0.0), (0.1, 1.0)}
+    if right:
+        assert as_written(text) == Decimal(answer.replace(",", "")), text
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    figure=st.integers(-(10**12), 10**12), before=st.text(alphabet="0123456789+= \n", max_size=40)
+)
+def test_a_right_figure_after_whatever_steps_is_rewarded(
+    defined: dict[str, Any], figure: int, before: str
+) -> None:
+    for written in (f"{figure}", f"{figure:,}", f"{figure}.00"):
+        assert rewards(defined, f"{before}\n#### {written}", str(figure)) == (0.1, 1.0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(texts=st.lists(completions, min_size=2, max_size=5))
+def test_a_completion_earns_the_same_in_any_company(
+    defined: dict[str, Any], texts: list[str]
+) -> None:
+    said = [[{"role": "assistant", "content": text}] for text in texts]
+    together = defined["correctness_reward"](said, ["85"] * len(texts))
+    assert together == [rewards(defined, text, "85")[1] for text in texts]

@@ -1,0 +1,113 @@
+"""Record what recipes do with any file, and what trainings do that are killed.
+
+python -m tests.reliability           both
+python -m tests.reliability loading   one of them
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from cookbook.profiles import ROOT, device_name
+from tests.reliability import kills, loading
+from tests.reliability.methods import METHODS
+
+FILES = 150  # for each recipe: together more than a thousand
+KILLS = 10  # for each method
+RESULTS = ROOT / "results" / "reliability"
+ARCHITECTURE = ROOT / "ARCHITECTURE.md"
+GENERATED = re.compile(r"(<!-- generated: reliability -->\n).*?(<!-- end generated -->)", re.DOTALL)
+
+
+def loaded() -> dict[str, Any]:
+    """Return the outcomes of files of any content, by recipe."""
+    datasets.disable_progress_bars()
+    found = {}
+    for path in loading.NOTEBOOKS:
+        with tempfile.TemporaryDirectory() as runs:
+            recipe = loading.ready(path, Path(runs))
+            outcomes = loading.fuzz(recipe, FILES, same_every_time=False)
+        found[recipe.name] = dict(sorted(outcomes.items()))
+        print(recipe.name, found[recipe.name], flush=True)
+    return {"files": sum(sum(one.values()) for one in found.values()), "outcomes": found}
+
+
+def killed() -> dict[str, Any]:
+    """Return what became of trainings by each method that were killed."""
+    found = {}
+    for method in METHODS:
+        with tempfile.TemporaryDirectory() as folder:
+            found[method] = asdict(kills.survive(method, Path(folder), KILLS, random.Random()))
+        print(found[method], flush=True)
+    return {"kills": sum(sum(one["kills"].values()) for one in found.values()), "methods": found}
+
+
+def tables(records: dict[str, dict[str, Any]]) -> str:
+    """Return the records as two Markdown tables."""
+    files = [
+        f"| {name} | {sum(one.values())} | {one.get('used', 0)} "
+        f"| {one.get('used, rows dropped', 0)} | {one.get('refused', 0)} |"
+        for name, one in records["loading"]["outcomes"].items()
+    ]
+    trainings = [
+        f"| {name} | {one['kills']['step']} | {one['kills']['saving']} | {one['torn']} "
+        f"| {one['steps_lost']} | {one['largest_difference']:g} |"
+        for name, one in records["kills"]["methods"].items()
+    ]
+    return "\n".join(
+        [
+            "| killed training | in a step | while saving | torn checkpoints left out "
+            "| steps trained twice | largest difference of a weight in the end |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *trainings,
+            "",
+            "| recipe | files | used | used, rows dropped and counted | refused with a message |",
+            "| --- | --- | --- | --- | --- |",
+            *files,
+        ]
+    )
+
+
+def with_tables(text: str) -> str:
+    """Return a Markdown text with its tables of reliability filled from the records."""
+    content = {
+        name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in RECORDS
+    }
+    return GENERATED.sub(lambda found: f"{found[1]}{tables(content)}\n{found[2]}", text)
+
+
+RECORDS: dict[str, Callable[[], dict[str, Any]]] = {"loading": loaded, "kills": killed}
+
+
+def main(names: list[str]) -> int:
+    """Write the records; what should not be ends this with a traceback, and writes nothing."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name in names or RECORDS:
+        content = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "device": device_name(),
+            "versions": {one: version(one) for one in ("torch", "transformers", "trl", "datasets")},
+            **RECORDS[name](),
+        }
+        path = RESULTS / f"{name}.json"
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if not all((RESULTS / f"{name}.json").is_file() for name in RECORDS):
+        return 0  # the tables show both
+    ARCHITECTURE.write_text(with_tables(ARCHITECTURE.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,226 @@
+"""Files that people have: mostly right, with one or several things wrong in them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+from typing import Any
+
+from hypothesis import strategies as st
+
+Row = dict[str, Any]
+LONGEST = 20_000  # characters of a giant text
+
+SELDOM = st.sampled_from([True, False, False, False, False, False])
+
+words = st.lists(
+    st.sampled_from("the sum of is 12 85 net sales rose fell what".split()), max_size=12
+)
+plain = words.map(" ".join)
+strange = st.text(max_size=30)  # any characters, also of no script, and control characters
+giant = st.integers(1_000, LONGEST).map(lambda length: "long " * (length // 5))
+hostile = st.sampled_from(
+    [
+        "<|im_end|>",
+        "<|im_start|>assistant",
+        "</s>",
+        "<pad>",
+        "<think>",
+        "#### ",
+        "{{ 7 * 7 }}",
+        "{% raise %}",
+        "\x00",
+        "\u2028",
+        "\ufeff",
+        "NaN",
+        "None",
+    ]
+)
+no_text = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.lists(st.integers(), max_size=2)
+)
+texts = st.one_of(plain, plain, plain, strange, hostile)
+labels = st.sampled_from(["positive", "negative", "neutral", "", "POSITIVE", "7"])
+roles = st.sampled_from(["user", "assistant", "system", "tool", "robot", "", None, 3])
+
+
+@st.composite
+def worked(draw: st.DrawFn) -> str:
+    """A solution with or without the line that recipes look for."""
+    ends = ["\n#### 85", "\n#### ", " 85", "\n#### 1/2\n#### 3", "</think>85"]
+    return draw(st.sampled_from(["", "<think>"])) + draw(plain) + draw(st.sampled_from(ends))
+
+
+@st.composite
+def turns(draw: st.DrawFn) -> list[Any]:
+    """A conversation: in turns as it should be, or with anything wrong."""
+    if draw(st.booleans()):
+        pairs = draw(st.integers(1, 3))
+        said = draw(st.lists(plain, min_size=2 * pairs, max_size=2 * pairs))
+        who = ["user", "assistant"] * pairs
+        return [{"role": role, "content": text} for role, text in zip(who, said, strict=True)]
+    turn = st.fixed_dictionaries(
+        {}, optional={"role": roles, "content": st.one_of(texts, st.none(), st.integers())}
+    )
+    return draw(st.lists(turn, max_size=5))
+
+
+def row(columns: tuple[str, ...]) -> st.SearchStrategy[Row]:
+    """A row with these columns, most values of the right kind."""
+    kinds: dict[str, st.SearchStrategy[Any]] = {
+        "label": labels,
+        "completion": st.one_of(worked(), texts),
+        "answer": st.sampled_from(["85", "-3", "1,200", "1/2", "", "eighty"]),
+        "messages": turns(),
+    }
+    return st.fixed_dictionaries({name: kinds.get(name, texts) for name in columns})
+
+
+SHAPES = (
+    ("prompt", "completion"),
+    ("prompt", "completion", "answer"),
+    ("prompt", "answer"),
+    ("messages",),
+    ("text",),
+    ("text", "label"),
+    ("document", "summary"),
+    ("question", "reply"),
+)
+
+
+@st.composite
+def rows(draw: st.DrawFn, usual: tuple[str, ...]) -> list[Row]:
+    """A table, half of them with the columns that the recipe wants."""
+    columns = draw(st.one_of(st.just(usual), st.sampled_from(SHAPES)))
+    found = draw(st.lists(row(columns), min_size=draw(st.sampled_from([0, 3, 8])), max_size=12))
+    if not draw(SELDOM):  # so that a test split can be cut: enough rows, and no two alike
+        found = [number(one, columns[0], n) for n, one in enumerate(4 * found)]
+    most = draw(st.sampled_from([0, 0, 1, 2]))
+    faults = draw(st.lists(st.sampled_from(FAULTS), max_size=most, unique=True))
+    dice = random.Random(draw(st.integers(0, 2**32)))
+    for fault in faults:
+        found = fault(found, dice, draw) if found else found
+    return found
+
+
+def number(one: Row, name: str, n: int) -> Row:
+    """Tell copies of a row apart by words of their own."""
+    if isinstance(one[name], list):
+        return one
+    length = 60 if list(one) == ["text"] else 8  # the words of a text that is cut into blocks
+    return one | {name: f"{one[name]} {' '.join(f'word{n}{place}' for place in range(length))}"}
+
+
+def wrong_type(found: list[Row], dice: random.Random, draw: st.DrawFn) -> list[Row]:
+    """Put something that is no text into a row."""
+    name = dice.choice(sorted(found[0]))
+    found[dice.randrange(len(found))][name] = draw(no_text)
+    return found
+
+
+def missing_column(found: list[Row], dice: random.Random, draw: st.DrawFn) -> list[Row]:
+    """Leave a column out of a row."""
+    one = dice.choice(found)
+    if one:
+        one.pop(dice.choice(sorted(one)))
+    return found
+
+
+def extra_column(found: list[Row], dice: random.Random, draw: st.DrawFn) -> list[Row]:
+    """Add a column to one row or to all."""
+    for one in found if dice.random() < 0.5 else found[:1]:
+        one[draw(st.sampled_from(["extra", "input_ids", "labels", "unseen", "text"]))] = draw(texts)
+    return found
+
+
+def duplicates(found: list[Row], dice: random.Random, draw: st.DrawFn) -> list[Row]:
+    """Repeat rows, also across what will be the test split."""
+    return found * draw(st.integers(2, 6))
+
+
+def one_giant(found: list[Row], dice: random.Random, draw: st.DrawFn) -> list[Row]:
+    """Make a text longer than any context."""
+    one = dice.choice(found)
+    if one:
+        one[dice.choice(sorted(one))] = draw(giant)
+    return found
+
+
+def all_empty(found: list[Row], dice: random.Random, draw: st.DrawFn) -> list[Row]:
+    """Empty a column in every row."""
+    name = dice.choice(sorted(found[0]) or ["text"])
+    return [one | {name: dice.choice(["", " ", "\t"])} for one in found]
+
+
+FAULTS = (wrong_type, missing_column, extra_column, duplicates, one_giant, all_empty)
+
+
+@st.composite
+def jsonl(draw: st.DrawFn, found: list[Row]) -> bytes:
+    """The bytes of a file of JSON lines, at times with a line that is none."""
+    lines = [json.dumps(one, ensure_ascii=draw(st.booleans())) for one in found]
+    data = [line.encode("utf-8", "surrogatepass") for line in lines]
+    if draw(SELDOM):
+        data.insert(draw(st.integers(0, len(data))), draw(st.sampled_from(DAMAGES)))
+    ending = draw(st.sampled_from([b"\n", b"\n", b"\r\n", b"\n\n"]))
+    return draw(st.sampled_from([b"", b"", b"", b"\xef\xbb\xbf"])) + ending.join(data) + ending
+
+
+@st.composite
+def csv_table(draw: st.DrawFn, found: list[Row]) -> bytes:
+    """The bytes of a CSV file, at times with a row of other length, or a quote that never ends."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(dict.fromkeys(name for one in found for name in one)))
+    writer.writeheader()
+    writer.writerows(found)
+    content = table.getvalue().encode("utf-8", "surrogatepass")
+    if draw(SELDOM):
+        content += draw(
+            st.sampled_from([b'"never ends\n', b"a,b,c,d,e,f,g\n", b"\xff,\xfe\n", b"\x00"])
+        )
+    return content
+
+
+@st.composite
+def any_file(draw: st.DrawFn, usual: tuple[str, ...]) -> tuple[str, bytes]:
+    """A file's ending and its bytes, at times cut off in the middle as by a full disk."""
+    found = draw(rows(usual))
+    kind = draw(st.sampled_from(["jsonl", "jsonl", "json", "csv"]))
+    if kind == "csv":
+        content = draw(csv_table(found))
+    elif kind == "json":
+        content = json.dumps(found).encode()
+    else:
+        content = draw(jsonl(found))
+    if draw(SELDOM):
+        content = content[: len(content) // 2]
+    return kind, content
+
+
+DAMAGES = (
+    b'{"prompt": "half',
+    b"not json",
+    b"null",
+    b"[1, 2]",
+    b"{}",
+    b"85",
+    b'{"prompt": "\xff\xfe", "completion": "b", "text": "c", "label": "d", "answer": "1"}',
+    b'{"prompt": "a", "prompt": "b"}',
+    b"\x00\x00",
+    b"",
+)
+
+
+def right(columns: tuple[str, ...]) -> bytes:
+    """The bytes of a file with which nothing is wrong."""
+    rows = []
+    length = 40 if columns == ("text",) else 8  # the words of a text that is cut into blocks
+    for n in range(60):
+        own = " ".join(f"word{n}{place}" for place in range(length))
+        values = {"label": ["positive", "negative"][n % 2], "completion": f"{own}\n#### {n}"}
+        rows.append({name: values.get(name, own) for name in columns} | {columns[0]: own})
+        if "answer" in columns:
+            rows[-1]["answer"] = str(n)
+    return "\n".join(map(json.dumps, rows)).encode()

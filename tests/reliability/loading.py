@@ -1,0 +1,164 @@
+"""The loading path of each recipe, run as it stands in its notebook, on files of any content."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import nbformat
+import pytest
+from datasets import Dataset, List
+from hypothesis import HealthCheck, given, settings
+
+from cookbook.data import IGNORED
+from cookbook.profiles import CookbookError
+from cookbook.record import notebooks
+from cookbook.run import recipe_of
+from tests.reliability import files
+
+NOTEBOOKS = notebooks()
+# The columns that a recipe reads by itself; what it can read besides is in CONTRIBUTING.md.
+COLUMNS = {
+    "GPT-2-From-Scratch": ("text",),
+    "Falcon-7B-LoRA": ("prompt", "completion"),
+    "Financial-Sentiment-OPT": ("text", "label"),
+    "Summarization-FLAN-T5": ("document", "summary"),
+    "Financial-Reasoning-Gemma-3": ("prompt", "completion"),
+    "Math-Reasoning-Qwen-GRPO": ("prompt", "completion", "answer"),
+    "Qwen3-Reasoning-Conversational": ("prompt", "completion", "answer"),
+}
+FIRST, LAST = "## Data Loading", "## Model Configuration"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file: used, or refused with a message; and what was printed before."""
+
+    refused: str | None
+    printed: str
+    defined: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """What the record counts."""
+        if self.refused is not None:
+            return "refused"
+        return "used, rows dropped" if "Dropped" in self.printed else "used"
+
+    def supervised(self) -> Iterator[Dataset]:
+        """Yield every table of examples with labels that the cells made."""
+        found = list(self.defined.values())
+        for one in found:
+            if isinstance(one, dict):
+                found.extend(one.values())
+            elif isinstance(one, Dataset) and isinstance(one.features.get("labels"), List):
+                yield one
+
+
+class Recipe:
+    """A notebook's setup, executed once, and its loading cells, executed for each file."""
+
+    def __init__(self, path: Path) -> None:
+        self.name, self.columns = recipe_of(path), COLUMNS[path.stem]
+        cells = nbformat.read(path, as_version=4).cells
+        headings = [cell.source.split("\n", 1)[0] for cell in cells]
+        first, last = headings.index(FIRST), headings.index(LAST)
+        setup, loading = (
+            [
+                compile(cell.source, f"{self.name}, cell {number}", "exec")
+                for number, cell in enumerate(cells)
+                if start <= number < end and cell.cell_type == "code"
+            ]
+            for start, end in ((0, first), (first, last))
+        )
+        self._loading = loading
+        self._names: dict[str, Any] = {}
+        for code in setup:
+            exec(code, self._names)
+
+    def load(self, source: Path) -> Outcome:
+        """Load a file as a person's own data; whatever is no `CookbookError` comes through."""
+        names, printed = dict(self._names), io.StringIO()
+        run = source.parent / "run"
+        (run / "checkpoints").mkdir(parents=True)
+        names["config"] = type(names["config"])(
+            **vars(names["config"]) | {"dataset": str(source), "own": True}
+        )
+        names["run"] = run
+        refused = None
+        with contextlib.redirect_stdout(printed):
+            try:
+                for code in self._loading:
+                    exec(code, names)
+            except CookbookError as error:
+                refused = str(error)
+        return Outcome(refused, printed.getvalue(), names)
+
+
+def ready(path: Path, runs: Path) -> Recipe:
+    """Execute a notebook's setup as for a person with data of their own, on the `cpu` profile."""
+    given = {"COOKBOOK_PROFILE": "cpu", "COOKBOOK_DATASET": "own", "COOKBOOK_RUNS": str(runs)}
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        for name, value in given.items():
+            patch.setenv(name, value)
+        return Recipe(path)
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for one file and for what `datasets` makes of it; removed afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="cookbook-fuzz-"))
+    before = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = folder / "cache"
+    try:
+        yield folder
+    finally:
+        datasets.config.HF_DATASETS_CACHE = before
+        shutil.rmtree(folder)
+
+
+def check(outcome: Outcome) -> None:
+    """Assert what holds for every file: nothing is trained on that would teach nothing."""
+    if outcome.refused is not None:
+        assert len(outcome.refused) > 20 and "Traceback" not in outcome.refused, outcome.refused
+        return
+    for rows in outcome.supervised():
+        for labels in rows["labels"]:
+            assert any(label != IGNORED for label in labels), "a fully masked example is trained on"
+
+
+def load(recipe: Recipe, kind: str, content: bytes) -> Outcome:
+    """Load a file of this content and check what came of it."""
+    with scratch() as folder:
+        path = folder / f"mine.{kind}"
+        path.write_bytes(content)
+        outcome = recipe.load(path)
+        check(outcome)
+    return outcome
+
+
+def fuzz(recipe: Recipe, count: int, *, same_every_time: bool) -> Counter[str]:
+    """Load `count` files and return how many were used and how many refused; all must be either."""
+    outcomes: Counter[str] = Counter()
+
+    @settings(
+        max_examples=count,
+        derandomize=same_every_time,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(files.any_file(recipe.columns))
+    def load_one(drawn: tuple[str, bytes]) -> None:
+        outcomes[load(recipe, *drawn).kind] += 1
+
+    load_one()
+    return outcomes

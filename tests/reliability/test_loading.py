@@ -60,4 +60,4 @@ def test_texts_are_what_they_were(tmp_path: Path) -> None:
     lines = [json.dumps({"text": text}, ensure_ascii=False) for text in [*texts, "last"]]
     path.write_text("\n".join(lines), encoding="utf-8")
     splits = data.load_splits(str(path))
-    assert sorted(splits["train"]["text"] + splits["test"]["text"]) == sorted([*texts, "last"])
+    assert sorted([*splits["train"]["text"], *splits["test"]["text"]]) == sorted([*texts, "last"])

@@ -187,10 +187,9 @@ def test_an_image_installs_outside_the_mounted_tree(tmp_path: Path, make_tool: M
     root, folder = tmp_path / "tree", tmp_path / "opt"
     root.mkdir()
     folder.mkdir()
-    tool = make_tool("poetry", f'{version_body("2.4.0")}; echo "$VIRTUAL_ENV" > "$SEEN"')
+    tool = make_tool("poetry", f'{version_body("2.4.0")}; echo "$VIRTUAL_ENV" > {tmp_path}/seen')
     environment = {
         "PATH": f"{tool.parent}:/bin:/usr/bin",
-        "SEEN": str(tmp_path / "seen"),
         "COOKBOOK_INSTALL": str(folder),
     }
     assert script.run(["install"], root, environment) == 0

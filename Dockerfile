@@ -92,15 +92,8 @@ RUN --mount=type=cache,target=/var/cache/pypoetry \
         --with peft --with instruction-tuning --with reasoning --with dev
 ARG USER_UID=1000
 ARG USER_GID=1000
-RUN test "$USER_UID" -ne 0 \
-    && groupmod --non-unique --gid "$USER_GID" cookbook \
-    && usermod --non-unique --uid "$USER_UID" cookbook \
-    && chown --recursive cookbook:cookbook /home/cookbook /workspace
 COPY --chown=${USER_UID}:${USER_GID} . .
-RUN umask 002 && python3 scripts/poetry.py install --only-root \
-    && for group in core full-finetuning peft instruction-tuning reasoning dev all; do \
-        touch "$COOKBOOK_INSTALL/.venv/.installed-$group"; \
-    done
+RUN scripts/finish_image.sh core full-finetuning peft instruction-tuning reasoning dev all
 USER ${USER_UID}
 
 # --- prod: the core, or the core and one group; no compiler, no tools -----------------------
@@ -115,11 +108,6 @@ RUN --mount=type=cache,target=/var/cache/pypoetry \
     fi
 ARG USER_UID=1000
 ARG USER_GID=1000
-RUN test "$USER_UID" -ne 0 \
-    && groupmod --non-unique --gid "$USER_GID" cookbook \
-    && usermod --non-unique --uid "$USER_UID" cookbook \
-    && chown --recursive cookbook:cookbook /home/cookbook /workspace
 COPY --chown=${USER_UID}:${USER_GID} . .
-RUN umask 002 && python3 scripts/poetry.py install --only-root \
-    && for group in core $GROUP; do touch "$COOKBOOK_INSTALL/.venv/.installed-$group"; done
+RUN scripts/finish_image.sh core ${GROUP:+"$GROUP"}
 USER ${USER_UID}

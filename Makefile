@@ -4,7 +4,9 @@
 PYTHON ?= python3
 JUPYTER_PORT ?= 8888
 JUPYTER_IP ?= 127.0.0.1
-EVERYTHING := contract or unit or hub or browser or recipes
+SMALL := contract or unit or hub
+LARGE := browser or recipes
+EVERYTHING := $(SMALL) or $(LARGE)
 MARK ?= $(EVERYTHING)
 
 # Notebook folder -> the dependency group it needs.
@@ -149,8 +151,8 @@ docker-test: $(STAMP)all offline check-docker ## Build the images and use them f
 # Two at a time where each test uses little; a recipe uses all cores.
 test: $(STAMP)all offline ## Run the test suite (MARK= picks other markers, for example MARK=slow)
 ifeq ($(MARK),$(EVERYTHING))
-	@$(VENV_PYTHON) -m pytest -n 2 -m "contract or unit or hub"
-	@$(VENV_PYTHON) -m pytest -m "browser or recipes"
+	@$(VENV_PYTHON) -m pytest -n 2 -m "$(SMALL)"
+	@$(VENV_PYTHON) -m pytest -m "$(LARGE)"
 else
 	@$(VENV_PYTHON) -m pytest -m "$$MARK"
 endif

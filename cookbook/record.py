@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -178,18 +178,25 @@ def recipe_table(runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
-def with_tables(text: str) -> str:
-    """Return a Markdown text with its generated tables filled from `results/`."""
+def filled(text: str, table_of: Callable[[str], str | None]) -> str:
+    """Return a Markdown text with its generated tables written anew; None leaves one as it is."""
 
     def table(match: re.Match[str]) -> str:
         opening, name, closing = match.groups()
-        content = overview_table(recorded_runs()) if name == "overview" else _table_of(name)
-        return f"{opening}{content}\n{closing}"
+        content = table_of(name)
+        return match[0] if content is None else f"{opening}{content}\n{closing}"
 
     return TABLE.sub(table, text)
 
 
+def with_tables(text: str) -> str:
+    """Return a Markdown text with its generated tables filled from `results/`."""
+    return filled(text, _table_of)
+
+
 def _table_of(name: str) -> str:
+    if name == "overview":
+        return overview_table(recorded_runs())
     recipe, _, kind = name.partition("#")
     runs = recorded_runs(recipe)
     if not runs:

@@ -295,14 +295,6 @@ def guarded(trainer: Trainer) -> Iterator[None]:
 def _remedy(error: Exception, trainer: Trainer) -> str | None:
     """Return what to change where memory or disk was used up, or None for another error."""
     args = trainer.args
-    folder = Path(str(args.output_dir))
-    # torch.save says of a full disk only that a position in its file is unexpected.
-    full = "No space left" in str(error) or shutil.disk_usage(folder).free < SMALLEST_DISK
-    if full:
-        return (
-            f"The disk of {folder} is full, and the checkpoint that was being saved is not whole; "
-            "earlier ones are. Make room, or lower `save_total_limit`, and run this cell again."
-        )
     memory_words = ("out of memory", "allocate memory", "bad_alloc")
     if isinstance(error, MemoryError) or any(word in str(error) for word in memory_words):
         return (
@@ -310,6 +302,14 @@ def _remedy(error: Exception, trainer: Trainer) -> str | None:
             f"({args.per_device_train_batch_size}) and raise `gradient_accumulation_steps` "
             f"({args.gradient_accumulation_steps}) by the same factor, which trains the same; then "
             "set `activation_checkpointing`, or lower the longest length. Restart the kernel first."
+        )
+    folder = Path(str(args.output_dir))
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    # torch.save says of a full disk only that a position in its file is unexpected.
+    if "No space left" in str(error) or shutil.disk_usage(there).free < SMALLEST_DISK:
+        return (
+            f"The disk of {folder} is full, and the checkpoint that was being saved is not whole; "
+            "earlier ones are. Make room, or lower `save_total_limit`, and run this cell again."
         )
     return None
 

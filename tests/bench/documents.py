@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cookbook.profiles import ROOT
+from cookbook.record import filled
 from tests.bench import results
 from tests.bench.results import Record
 from tests.bench.works import WITHOUT
@@ -18,7 +19,6 @@ from tests.bench.works import WITHOUT
 ARCHITECTURE = ROOT / "ARCHITECTURE.md"
 PROFILES = ROOT / "results" / "profiles"
 SHOWN_OPERATIONS = 10
-GENERATED = re.compile(r"(<!-- generated: bench/(\S+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 MEASURED = re.compile(r"<!-- measured: (\S+) -->\n(?:.+\n?)+")
 ROW = re.compile(r"^(\| `([a-z0-9_]+)\b.*\| )[^|\n]* \| [^|\n]*( \|)$", re.MULTILINE)
 # The benchmark's name of each setting that a notebook explains.
@@ -86,12 +86,12 @@ def profile_table() -> str:
 def with_tables(text: str, records: Sequence[Record]) -> str:
     """Return a Markdown text with its generated tables filled in."""
     made: dict[str, Callable[[Sequence[Record]], str]] = {
-        "contestants": results.table,
-        "choices": results.gains_table,
-        "growth": results.growth_table,
-        "profile": lambda _: profile_table(),
+        "bench/contestants": results.table,
+        "bench/choices": results.gains_table,
+        "bench/growth": results.growth_table,
+        "bench/profile": lambda _: profile_table(),
     }
-    return GENERATED.sub(lambda found: f"{found[1]}{made[found[2]](records)}\n{found[3]}", text)
+    return filled(text, lambda name: made[name](records) if name in made else None)
 
 
 def rewritten(notebook: str, records: Sequence[Record]) -> str:

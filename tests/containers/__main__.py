@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import sys
 import uuid
 from datetime import UTC, datetime
@@ -18,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from cookbook.profiles import ROOT, device_name
+from cookbook.record import filled
 from tests.containers import engine, trees
 
 PACKAGES = "scripts/poetry.py install --no-root"  # the steps that install what the lock names
 RESULT = ROOT / "results" / "containers" / "images.json"
 ARCHITECTURE = ROOT / "ARCHITECTURE.md"
-GENERATED = re.compile(r"(<!-- generated: containers -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
 
 def packages_of(image: dict[str, Any]) -> int:
@@ -54,8 +53,8 @@ def tables(content: dict[str, Any]) -> str:
 
 def with_tables(text: str) -> str:
     """Return a Markdown text with its tables of images filled from the record."""
-    content = tables(json.loads(RESULT.read_text(encoding="utf-8")))
-    return GENERATED.sub(lambda found: f"{found[1]}{content}\n{found[2]}", text)
+    content = json.loads(RESULT.read_text(encoding="utf-8"))
+    return filled(text, lambda name: tables(content) if name == "containers" else None)
 
 
 def weighed(project: engine.Project, image: str) -> dict[str, object]:

@@ -10,9 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.containers import engine, lab, trees
-from tests.contract.repository import ROOT
-
-PICTURES = ROOT / "runs" / "screenshots"
 
 
 @pytest.fixture(scope="session")

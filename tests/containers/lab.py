@@ -11,8 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 from playwright.sync_api import Page, expect, sync_playwright
+
+from tests.contract.repository import ROOT
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Without these Chromium asks its maker's servers for updates and experiments at every start.
@@ -23,12 +27,25 @@ QUIET = (
     "--disable-quic",
     "--no-first-run",
 )
+PICTURES = ROOT / "runs" / "screenshots"
 NOTEBOOK = "01-Full-Fine-Tuning/GPT-2-From-Scratch.ipynb"
 
 
 def browser() -> str | None:
     """Return the command of a Chromium that is installed here, if any."""
     return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def answer(url: str, **headers: str) -> int:
+    """Return the status of a request, 0 where nothing listens."""
+    try:
+        with urlopen(Request(url, headers=headers), timeout=10) as response:
+            status: int = response.status
+            return status
+    except HTTPError as error:
+        return error.code
+    except URLError:
+        return 0
 
 
 class Lab:

@@ -7,28 +7,14 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 import pytest
 
 from tests.containers import engine, lab
-from tests.containers.conftest import PICTURES
+from tests.containers.lab import PICTURES, answer
 from tests.contract.repository import ROOT
 
 pytestmark = pytest.mark.browser
-
-
-def answer(url: str, **headers: str) -> int:
-    """Return the status of a request, 0 where nothing listens."""
-    try:
-        with urlopen(Request(url, headers=headers), timeout=10) as response:
-            status: int = response.status
-            return status
-    except HTTPError as error:
-        return error.code
-    except URLError:
-        return 0
 
 
 def lent(tree: Path) -> dict[str, str]:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import pytest
 
 from tests.containers import lab
-from tests.containers.conftest import PICTURES
 from tests.containers.engine import Build, Project
-from tests.containers.test_local_jupyter import answer
+from tests.containers.lab import PICTURES, answer
 
 pytestmark = pytest.mark.containers
 

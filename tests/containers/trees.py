@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.contract.repository import ROOT, repository_files
+from tests.contract.repository import ROOT, copy_files
 
 
 def copy(folder: Path) -> Path:
     """Copy what could be committed, and the embedded default, to `folder`; not as root's."""
-    for path in repository_files():
-        target = folder / path.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, target)
+    copy_files(folder)
     for name in ("pyproject.toml", "poetry.lock"):
         # Older than whatever is installed: Make would otherwise install the copy into the
         # environment that a test lends it, and that would import the copy from then on.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import tomllib
 from functools import cache
@@ -34,6 +35,14 @@ def repository_files() -> tuple[Path, ...]:
     ).stdout
     paths = (ROOT / name for name in listing.split("\0") if name)
     return tuple(sorted(path for path in paths if path.is_file()))
+
+
+def copy_files(folder: Path) -> None:
+    """Copy to `folder` what a clone would hold."""
+    for path in repository_files():
+        target = folder / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target)
 
 
 def notebooks() -> list[Path]:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from tests.reliability import __main__ as recorded
+from tests.reliability import tables
 from tests.reliability.loading import COLUMNS
 
 pytestmark = pytest.mark.contract
 
 
 def test_the_tables_are_the_recorded_ones() -> None:
-    text = recorded.ARCHITECTURE.read_text(encoding="utf-8")
-    assert (
-        recorded.GENERATED.search(text) and recorded.with_tables(text) == text
-    ), "run: .venv/bin/python -m tests.reliability"
+    text = tables.ARCHITECTURE.read_text(encoding="utf-8")
+    assert all(f"<!-- generated: {name} -->" in text for name in tables.TABLES)
+    assert tables.with_tables(text) == text, "run: .venv/bin/python -m tests.reliability"
 
 
 def test_a_thousand_files_went_through_all_recipes() -> None:
-    record = json.loads((recorded.RESULTS / "loading.json").read_text(encoding="utf-8"))
+    record = tables.recorded("loading")
     assert record["files"] >= 1000
     assert {name.split("/")[1] for name in record["outcomes"]} == set(COLUMNS)
     for name, one in record["outcomes"].items():
@@ -29,7 +26,7 @@ def test_a_thousand_files_went_through_all_recipes() -> None:
 
 
 def test_each_method_survived_ten_kills_and_lost_nothing() -> None:
-    record = json.loads((recorded.RESULTS / "kills.json").read_text(encoding="utf-8"))
+    record = tables.recorded("kills")
     for name, one in record["methods"].items():
         assert sum(one["kills"].values()) >= 10 and min(one["kills"].values()) >= 5, name
         assert one["largest_difference"] == 0.0, name

@@ -26,10 +26,10 @@ from tests.contract.notebook_rules import KNOWN_DISTRIBUTIONS, code_cells
 from tests.contract.repository import (
     FOLDER_GROUPS,
     ROOT,
+    copy_files,
     group_requirements,
     names,
     notebooks,
-    repository_files,
 )
 
 pytestmark = pytest.mark.slow
@@ -59,10 +59,7 @@ MEASURED: dict[str, Measured] = {}
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A copy of what a clone would hold; `.poetry` is bootstrapped in it by the first install."""
     folder = tmp_path_factory.mktemp("groups") / "repository"
-    for path in repository_files():
-        copy = folder / path.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, copy)
+    copy_files(folder)
     yield folder
     shutil.rmtree(folder)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,15 +19,13 @@ from typing import Any
 
 import datasets
 
-from cookbook.profiles import ROOT, device_name
+from cookbook.profiles import device_name
 from tests.reliability import kills, loading
 from tests.reliability.methods import METHODS
+from tests.reliability.tables import ARCHITECTURE, RESULTS, with_tables
 
 FILES = 150  # for each recipe: together more than a thousand
 KILLS = 10  # for each method
-RESULTS = ROOT / "results" / "reliability"
-ARCHITECTURE = ROOT / "ARCHITECTURE.md"
-GENERATED = re.compile(r"(<!-- generated: reliability -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
 
 def loaded() -> dict[str, Any]:
@@ -54,40 +51,6 @@ def killed() -> dict[str, Any]:
     return {"kills": sum(sum(one["kills"].values()) for one in found.values()), "methods": found}
 
 
-def tables(records: dict[str, dict[str, Any]]) -> str:
-    """Return the records as two Markdown tables."""
-    files = [
-        f"| {name} | {sum(one.values())} | {one.get('used', 0)} "
-        f"| {one.get('used, rows dropped', 0)} | {one.get('refused', 0)} |"
-        for name, one in records["loading"]["outcomes"].items()
-    ]
-    trainings = [
-        f"| {name} | {one['kills']['step']} | {one['kills']['saving']} | {one['torn']} "
-        f"| {one['steps_lost']} | {one['largest_difference']:g} |"
-        for name, one in records["kills"]["methods"].items()
-    ]
-    return "\n".join(
-        [
-            "| killed training | in a step | while saving | torn checkpoints left out "
-            "| steps trained twice | largest difference of a weight in the end |",
-            "| --- | --- | --- | --- | --- | --- |",
-            *trainings,
-            "",
-            "| recipe | files | used | used, rows dropped and counted | refused with a message |",
-            "| --- | --- | --- | --- | --- |",
-            *files,
-        ]
-    )
-
-
-def with_tables(text: str) -> str:
-    """Return a Markdown text with its tables of reliability filled from the records."""
-    content = {
-        name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in RECORDS
-    }
-    return GENERATED.sub(lambda found: f"{found[1]}{tables(content)}\n{found[2]}", text)
-
-
 RECORDS: dict[str, Callable[[], dict[str, Any]]] = {"loading": loaded, "kills": killed}
 
 
@@ -103,8 +66,6 @@ def main(names: list[str]) -> int:
         }
         path = RESULTS / f"{name}.json"
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    if not all((RESULTS / f"{name}.json").is_file() for name in RECORDS):
-        return 0  # the tables show both
     ARCHITECTURE.write_text(with_tables(ARCHITECTURE.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 

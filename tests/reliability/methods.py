@@ -23,12 +23,9 @@ from transformers import (
     BitsAndBytesConfig,
     DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
-    LlamaConfig,
     LlamaForCausalLM,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
-    T5Config,
-    T5ForConditionalGeneration,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -63,7 +60,7 @@ LORA = LoraConfig(r=4, lora_dropout=0.1, target_modules="all-linear", task_type=
 
 
 def rows() -> Dataset:
-    """Return examples of several lengths, more than are seen in one epoch's half."""
+    """Return 40 examples of several lengths: five steps are an epoch."""
     ids = [
         [3, *range(6 + n % 20, 10 + n % 20 + n % 5), 4, *range(20, 22 + n % 7), 1]
         for n in range(40)
@@ -74,20 +71,7 @@ def rows() -> Dataset:
 
 def llama() -> LlamaForCausalLM:
     """Return a small Llama with dropout, of a width that bitsandbytes can quantize."""
-    set_seed(0)
-    make: Any = LlamaConfig
-    config = make(
-        vocab_size=46,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        attention_dropout=0.1,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
-    return LlamaForCausalLM(config)
+    return tiny.model(hidden_size=64, intermediate_size=128, attention_dropout=0.1)
 
 
 def full(folder: Path) -> Trainer:
@@ -142,21 +126,7 @@ def lora_4bit(folder: Path) -> Trainer:
 
 def seq2seq(folder: Path) -> Trainer:
     """An encoder-decoder."""
-    set_seed(0)
-    make: Any = T5Config
-    config = make(
-        vocab_size=46,
-        d_model=32,
-        d_ff=64,
-        d_kv=8,
-        num_layers=2,
-        num_heads=4,
-        dropout_rate=0.1,
-        pad_token_id=0,
-        eos_token_id=1,
-        decoder_start_token_id=0,
-    )
-    model = T5ForConditionalGeneration(config)
+    model = tiny.encoder_decoder(dropout_rate=0.1)
     written = rows().map(lambda row: {"labels": [one for one in row["labels"] if one != -100]})
     trainer = Seq2SeqTrainer(
         model=model,

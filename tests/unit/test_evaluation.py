@@ -13,8 +13,6 @@ from transformers import (
     FalconConfig,
     FalconForCausalLM,
     GenerationConfig,
-    T5Config,
-    T5ForConditionalGeneration,
     set_seed,
 )
 
@@ -31,22 +29,9 @@ WRITTEN = [[20, 21, 22, 23, 24, 25, 1], [30, 1], [7, 8, 9, 1], [-100, 33, 1], [4
 
 def _t5(decoder_start: int = 0) -> Any:
     """Return a two-layer T5 with random weights, whose answers differ and end now and then."""
-    set_seed(3)
-    settings: dict[str, Any] = {
-        "vocab_size": 46,
-        "d_model": 32,
-        "d_kv": 8,
-        "d_ff": 64,
-        "num_layers": 2,
-        "num_heads": 4,
-        "feed_forward_proj": "gated-gelu",
-        "tie_word_embeddings": False,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "decoder_start_token_id": decoder_start,
-        "initializer_factor": 2.0,
-    }
-    return T5ForConditionalGeneration(T5Config(**settings))
+    changes = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    changes |= {"decoder_start_token_id": decoder_start, "initializer_factor": 2.0}
+    return tiny.encoder_decoder(3, **changes)
 
 
 def _mean_loss(model: Any, ids: Sequence[list[int]], labels: Sequence[list[int]]) -> float:

@@ -104,26 +104,7 @@ def test_each_completion_is_compared_with_its_own_answer(defined: dict[str, Any]
 
 
 pieces = st.one_of(
-    st.sampled_from(
-        [
-            "#### ",
-            "####",
-            "#",
-            "\n",
-            "\n#### ",
-            " ",
-            "85",
-            "8",
-            "5",
-            "-",
-            "+",
-            "$",
-            "%",
-            ",",
-            ".",
-            "0",
-        ]
-    ),
+    st.sampled_from([*"85-+$%,.0# \n", "####", "#### ", "\n#### "]),
     st.sampled_from(
         ["</answer>", "<answer>85", "\\boxed{85}", "= 85", "answer: 85", "85.0", "1e2"]
     ),

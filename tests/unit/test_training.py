@@ -12,11 +12,8 @@ from torch.nn import functional
 from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
-    T5Config,
-    T5ForConditionalGeneration,
     Trainer,
     TrainingArguments,
-    set_seed,
 )
 
 from cookbook import training
@@ -149,17 +146,7 @@ def test_accumulated_micro_batches_equal_the_whole_batch(tmp_path: Path) -> None
 
 def _t5_after_a_step(folder: Path, parts: int, ours: bool) -> torch.Tensor:
     """Return the weights of a tiny T5 after one step of plain gradient descent on four rows."""
-    set_seed(0)
-    shape: dict[str, Any] = {
-        "vocab_size": 46,
-        "d_model": 16,
-        "d_ff": 32,
-        "d_kv": 8,
-        "num_layers": 1,
-    }
-    config = T5Config(**shape, num_heads=2, dropout_rate=0.0)
-    config.decoder_start_token_id = 0
-    model = T5ForConditionalGeneration(config)
+    model = tiny.encoder_decoder(d_model=16, d_ff=32, num_layers=1, num_heads=2, dropout_rate=0.0)
     rows = [{"input_ids": [5, 6, 7], "labels": [8] * length} for length in (1, 5, 2, 7)]
     trainer = Trainer(
         model,

@@ -1,4 +1,6 @@
-"""A tiny random Llama with a word tokenizer: the real classes at no cost."""
+"""Tiny random models with a word tokenizer: the real classes at no cost."""
+
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -7,6 +9,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
     set_seed,
 )
 
@@ -30,22 +34,39 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def model(seed: int = 0) -> LlamaForCausalLM:
-    """Return a two-layer Llama in float32 with random weights."""
+def model(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
+    """Return a two-layer Llama in float32 with random weights, its configuration changed."""
     set_seed(seed)
-    config = LlamaConfig(
-        vocab_size=46,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
-    return LlamaForCausalLM(config)
+    settings: dict[str, Any] = {
+        "vocab_size": 46,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+    }
+    return LlamaForCausalLM(LlamaConfig(**settings | changes))
+
+
+def encoder_decoder(seed: int = 0, **changes: Any) -> T5ForConditionalGeneration:
+    """Return a two-layer T5 in float32 with random weights, its configuration changed."""
+    set_seed(seed)
+    settings: dict[str, Any] = {
+        "vocab_size": 46,
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_heads": 4,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    }
+    return T5ForConditionalGeneration(T5Config(**settings | changes))
 
 
 def model_with_windows() -> Gemma3ForCausalLM:

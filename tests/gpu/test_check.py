@@ -42,6 +42,12 @@ T4 = {"cuda": True, "device": "Tesla T4", "memory_bytes": 14 * GIB}
 unit = pytest.mark.unit
 
 
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let there be room on the disk, whatever this machine has."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100 * GIB))
+
+
 def a_trial(recipe: str = FALCON, profile: str = "gpu16", **other: Any) -> Trial:
     settings: dict[str, Any] = {"group": "peft", "steps": 4, "cap": 15 * GIB, "timeout": 60}
     return Trial(ROOT / f"{recipe}.ipynb", profile, **(settings | other))
@@ -447,6 +453,7 @@ def test_the_speed_leaves_the_first_step_and_the_saving_out(tmp_path: Path) -> N
 
 
 @unit
+@pytest.mark.usefixtures("room")
 def test_what_is_missing_is_said_before_anything_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -493,6 +500,7 @@ def test_what_leads_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @unit
+@pytest.mark.usefixtures("room")
 @pytest.mark.parametrize(
     ("error", "status", "why"),
     [

@@ -45,8 +45,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_freed_memory_is_kept_for_the_next_step() -> None:
-    # In small pages, so that every one that is asked for again is counted; and with glibc's first
-    # threshold for its own mappings, which it else moves by what was freed when, each time otherwise.
+    # In small pages, so that every one that is asked for again is counted; and with a fixed
+    # threshold for mappings, which glibc else moves by what was freed when, each time otherwise.
     tunables = f"glibc.malloc.mmap_threshold={128 * 2**10}"
     environment = os.environ | {"THP_MEM_ALLOC_ENABLE": "0", "GLIBC_TUNABLES": tunables}
     faults = {

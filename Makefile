@@ -48,7 +48,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help install install-full-finetuning install-peft install-instruction-tuning \
 	install-reasoning install-dev install-all lock offline quickstart notebook notebooks test \
 	test-contract test-unit test-hub test-recipes lint format jupyter script record gallery gpu-check \
-	bench docker-build docker-up docker-down docker-shell docker-logs docker-test clean \
+	audit bench docker-build docker-up docker-down docker-shell docker-logs docker-test clean \
 	check-notebook check-folder check-docker
 
 help: ## List the targets
@@ -109,7 +109,7 @@ record: $(STAMP)all offline ## Run the recipes over seeds and rewrite results/ a
 	@$(VENV_PYTHON) -m cookbook.record
 
 gallery: $(STAMP)core ## Render executed notebooks to HTML with an index page
-	@$(VENV_PYTHON) -m cookbook.gallery
+	@$(VENV_PYTHON) -m scripts.gallery
 
 # --- Containers -----------------------------------------------------------------------------
 
@@ -175,6 +175,11 @@ gpu-check: $(STAMP)all ## Measure the recipes at full size on this machine's GPU
 
 bench: $(STAMP)all offline ## Time our training against defaults and peers, side by side (WORK=, ROUNDS=)
 	@$(VENV_PYTHON) -m tests.bench $$WORK $(if $(ROUNDS),--rounds "$$ROUNDS")
+
+AUDIT_OPTIONS ?=
+audit: $(STAMP)dev ## Look up known vulnerabilities of what poetry.lock pins (asks PyPI's database)
+	@made=$$(mktemp); trap 'rm -f "$$made"' EXIT; $(VENV_PYTHON) scripts/locked.py > "$$made" && \
+		$(BIN)/pip-audit --no-deps --disable-pip $(AUDIT_OPTIONS) -r "$$made"
 
 lint: $(STAMP)all ## Check style and types of Python files and notebooks
 	@$(BIN)/black --check $(SOURCES)

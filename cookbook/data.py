@@ -4,13 +4,14 @@ import html
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from cookbook.deduplicate import near_duplicates
 from cookbook.offline import offline_path
@@ -33,6 +34,7 @@ def resolve_model(name: str, weights: bool = True) -> str:
 
     `offline:<name>` is a model of the embedded default. A folder must hold `config.json` and, if
     `weights` are wanted, safetensors; pickled weights are refused, since loading them can run code.
+    So is an architecture that needs code of the model's own, and one that is quantized already.
     """
     if name.startswith(EMBEDDED):
         return str(offline_path(name.removeprefix(EMBEDDED)))
@@ -43,6 +45,7 @@ def resolve_model(name: str, weights: bool = True) -> str:
                 f"The model folder {name} does not exist. Set COOKBOOK_MODEL to a folder with "
                 "config.json and *.safetensors, or to a Hub id such as HuggingFaceTB/SmolLM2-135M."
             )
+        _check_architecture(name)
         return name
     if not (folder / "config.json").is_file():
         raise CookbookError(f"{name} has no config.json, so it is no model folder. Check the path.")
@@ -51,7 +54,41 @@ def resolve_model(name: str, weights: bool = True) -> str:
             f"{name} has no *.safetensors weights, and pickled weights are not loaded because they "
             "can run code. Convert them: `model.save_pretrained(folder)` writes safetensors."
         )
+    _check_architecture(str(folder))
     return str(folder)
+
+
+def _check_architecture(name: str) -> None:
+    """Raise `CookbookError` for a folder or Hub id whose `config.json` no recipe can train from."""
+    settings, _ = PreTrainedConfig.get_config_dict(name)
+    kind = settings.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        own = " The code that it brings of its own is not run." if "auto_map" in settings else ""
+        raise CookbookError(
+            f"transformers knows no architecture {kind!r}, which the config.json of {name} names."
+            f"{own} Set COOKBOOK_MODEL to a model of an architecture that it knows."
+        )
+    if quantized := settings.get("quantization_config"):
+        raise CookbookError(
+            f"The weights of {name} are quantized already ({quantized.get('quant_method')}), which "
+            "recipes do by themselves. Set COOKBOOK_MODEL to the model that it was made from."
+        )
+
+
+def check_token_ids(model: PreTrainedModel, rows: Iterable[Sequence[int]]) -> None:
+    """Raise `DataError` for a token id that the model has no row for.
+
+    The tokenizer is then another model's. A CPU calls it an index out of range, and a GPU nothing
+    that a person could read.
+    """
+    table: Any = model.get_input_embeddings()
+    known = table.weight.shape[0]
+    largest = max((max(row) for row in rows if len(row)), default=0)
+    if largest >= known:
+        raise DataError(
+            f"The tokenizer made the token id {largest}, but the model has only {known} tokens: "
+            "they do not belong together. Take tokenizer and config.json from the same model."
+        )
 
 
 def load_splits(source: str, configuration: str | None = None) -> DatasetDict:

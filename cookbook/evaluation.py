@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch.nn import functional
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from cookbook.data import IGNORED
+from cookbook.data import IGNORED, check_token_ids
 from cookbook.training import shifted_labels, supervised_logits
 
 Conversation = list[dict[str, str]]
@@ -97,6 +97,7 @@ def completion_loss(model: PreTrainedModel, rows: Dataset, batch_size: int) -> S
     """
     ids, labels = rows["input_ids"], rows["labels"]
     losses, counts = [0.0] * len(ids), [0.0] * len(ids)
+    check_token_ids(model, ids)
     with _evaluating(model):
         for batch in _batches([len(one) for one in ids], batch_size):
             rows_labels = [labels[index] for index in batch]
@@ -143,6 +144,7 @@ def next_token_logits(
 ) -> torch.Tensor:
     """Return the logits (prompts, tokens) of the given tokens right after each tokenized prompt."""
     found = torch.empty(len(prompts), len(tokens))
+    check_token_ids(model, prompts)
     with _evaluating(model):
         for batch in _batches([len(prompt) for prompt in prompts], batch_size):
             rows = [[*prompts[index], tokens[0]] for index in batch]
@@ -197,6 +199,7 @@ def generate(
     generate = partial(cast(Any, model.generate), generation_config=settings)
     separate = model.config.is_encoder_decoder
     shared = _shared_beginning(model, rows)
+    check_token_ids(model, rows)
     stop = settings.eos_token_id
     ends = {stop} if isinstance(stop, int) else set(stop or ())
     texts, stopped = [""] * len(rows), 0

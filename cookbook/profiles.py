@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import sys
 import tomllib
 from collections.abc import Mapping
 from importlib import metadata
@@ -39,6 +40,7 @@ def choose_profile(profiles: Mapping[str, Mapping[str, Any]]) -> SimpleNamespace
     `COOKBOOK_SEED` replace the settings of those names. The result also has `profile`, `own` (own
     model or data) and `seed`. Raises `CookbookError` for values nobody could have meant.
     """
+    join_processes()
     name = os.environ.get("COOKBOOK_PROFILE") or _profile_of_this_machine()
     if name not in profiles:
         raise CookbookError(
@@ -60,6 +62,21 @@ def choose_profile(profiles: Mapping[str, Mapping[str, Any]]) -> SimpleNamespace
     if settings["max_steps"] == 0:
         raise CookbookError("COOKBOOK_MAX_STEPS is 0: nothing would be trained. Set 1 or more.")
     return SimpleNamespace(**settings)
+
+
+def join_processes() -> None:
+    """Be one of several processes, where torchrun or `accelerate launch` started several.
+
+    Each gets a GPU of its own, where there are some, and the first alone prints for all. The others
+    are still heard when they fail.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+        return
+    from accelerate import PartialState  # takes seconds, and is for this alone
+
+    PartialState(cpu=not torch.cuda.is_available())
+    if int(os.environ["RANK"]):
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
 def _profile_of_this_machine() -> str:
@@ -140,9 +157,7 @@ def check_environment(group: str, root: Path = ROOT) -> str:
     if missing or wrong != tolerated:
         problems = [*(f"{name} is not installed" for name in missing), *wrong]
         raise CookbookError(f"{'; '.join(problems)}. Run: make install-{group}")
-    # Where a CPU has AVX512-BF16, bitsandbytes warns at its import that an optional kernel for
-    # evaluation is missing. Nothing here would use it (`training.keep_4bit_layers_trainable`).
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    quiet_bitsandbytes()
     shown = ["torch", "transformers", *(one.name for one in own)]
     rows = {name: str(versions[name]) for name in dict.fromkeys(shown)}
     rows |= {"device": device_name(), "precision": str(compute_dtype()).removeprefix("torch.")}
@@ -150,6 +165,15 @@ def check_environment(group: str, root: Path = ROOT) -> str:
         rows["other versions"] = ", ".join(tolerated)
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def quiet_bitsandbytes() -> None:
+    """Silence a warning at bitsandbytes' import: an optional kernel for evaluation is missing.
+
+    It comes where a CPU has AVX512-BF16, and nothing here would use that kernel
+    (`training.keep_4bit_layers_trainable`).
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _installed_version(name: str) -> str | None:

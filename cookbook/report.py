@@ -238,7 +238,8 @@ def _grid(panels: int, most_columns: int, size: tuple[float, float]) -> tuple[Fi
 
 def _saved(figure: Figure, path: Path) -> Figure:
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    if not int(os.environ.get("RANK", 0)):  # the first of several processes saves
+        figure.savefig(path, dpi=120)
     plt.close(figure)  # the notebook shows the returned figure; without this it would show twice
     return figure
 

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.nn import functional
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
@@ -30,17 +33,19 @@ def prepare_run(folder: Path, config: SimpleNamespace) -> Path:
 
     A run that was interrupted under the same settings is kept, to be resumed. A finished run, or
     one under other settings, is never overwritten: it moves aside to `<folder>.1`, `.2`, ...
+    Of several processes that were launched together the first does it, and the others find it done.
     """
     settings = {key: value for key, value in vars(config).items() if key not in _NOT_IDENTITY}
     identity = json.loads(json.dumps(settings, default=str))
     record = folder / "run.json"
-    if record.is_file():
-        finished = (folder / "metrics.json").is_file()
-        if finished or json.loads(record.read_text(encoding="utf-8")) != identity:
-            why = "finished" if finished else "began with other settings"
-            print(f"An earlier run that {why} was kept as {_move_aside(folder).name}.")
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+    with first_process_first():
+        if record.is_file():
+            finished = (folder / "metrics.json").is_file()
+            if finished or json.loads(record.read_text(encoding="utf-8")) != identity:
+                why = "finished" if finished else "began with other settings"
+                print(f"An earlier run that {why} was kept as {_move_aside(folder).name}.")
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
@@ -77,15 +82,20 @@ def step_of(checkpoint: str | None) -> int:
 def _what_is_torn(checkpoint: Path) -> str | None:
     """Return what is missing or unreadable in a Trainer checkpoint, or None if it is whole."""
     weights = list(checkpoint.glob("*.safetensors"))
-    if not weights:
+    shards = list(checkpoint.glob("pytorch_model_fsdp_*"))
+    if not weights and not shards:
         return "no weights"
+    for folder in [*shards, *(checkpoint.glob("optimizer_*") if shards else ())]:
+        if problem := _what_shards_lack(folder):
+            return f"{folder.name}: {problem}"
     for path in weights:
         try:
             with safe_open(path, framework="pt") as file:
                 file.keys()
         except (SafetensorError, OSError) as error:
             return f"{path.name}: {error}"
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+    random = [path.name for path in checkpoint.glob("rng_state_*.pth")] or ["rng_state.pth"]
+    for name in [*random, "scheduler.pt", *([] if shards else ["optimizer.pt"])]:
         if not zipfile.is_zipfile(checkpoint / name):
             return f"{name} is missing or cut off"
     try:
@@ -93,6 +103,21 @@ def _what_is_torn(checkpoint: Path) -> str | None:
     except (OSError, ValueError) as error:
         return f"trainer_state.json: {error}"
     return None
+
+
+def _what_shards_lack(folder: Path) -> str | None:
+    """Return what is wrong with what several processes saved together, or None.
+
+    Each writes a file; then the first writes which tensor lies where, and how long it is.
+    """
+    try:
+        places = FileSystemReader(folder).read_metadata().storage_data.values()
+        for one in places:
+            if (folder / one.relative_path).stat().st_size < one.offset + one.length:
+                return f"{one.relative_path} is cut off"
+    except Exception as error:  # bytes that are no pickle raise nearly anything
+        return f"{type(error).__name__}: {error}"
+    return None if places else "no tensors"
 
 
 def keep_4bit_layers_trainable(model: torch.nn.Module) -> None:
@@ -213,10 +238,13 @@ def use_supervised_positions_loss(trainer: Trainer) -> None:
     ) -> torch.Tensor:
         if return_outputs:
             raise NotImplementedError("Set `prediction_loss_only=True`: there are no full logits.")
-        logits, targets = supervised_logits(model, inputs)
+        logits, targets = supervised_logits(trainer.accelerator.unwrap_model(model), inputs)
         total = functional.cross_entropy(logits.float(), targets, reduction="sum")
-        count = targets.numel() if num_items_in_batch is None else num_items_in_batch
-        return total / count
+        if num_items_in_batch is None:
+            return total / targets.numel()
+        # Counted over all processes, whose gradients are averaged and not added up.
+        processes: int = trainer.accelerator.num_processes
+        return total * processes / num_items_in_batch
 
     trainer.compute_loss = compute_loss  # type: ignore[method-assign, assignment]
 
@@ -251,6 +279,10 @@ class _Guard(TrainerCallback):
 
     def on_step_end(self, *given: Any, **_: Any) -> None:
         args, state, control = given[:3]
+        if args.world_size > 1:  # saving is common work: all begin it at this step, or none
+            asked = torch.tensor(float(self.asked), device=args.device)
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+            self.asked = bool(asked)
         if state.epoch == int(state.epoch):  # the next one's order, in the checkpoint of this step
             torch.manual_seed(args.seed + int(state.epoch))
         if self.asked:
@@ -312,6 +344,33 @@ def _remedy(error: Exception, trainer: Trainer) -> str | None:
             "earlier ones are. Make room, or lower `save_total_limit`, and run this cell again."
         )
     return None
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """Let the first of several processes do this before the others: what is written once is there.
+
+    Without several processes it does nothing.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+        yield
+        return
+    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
+        yield
+
+
+def first_process_goes_on() -> None:
+    """End every process of one launch but the first: to score and save a model is work for one.
+
+    Call it once all trainings are done. Without several processes it does nothing.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+        return
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    if int(os.environ["RANK"]):
+        sys.exit()
 
 
 def loss_curve(history: Iterable[dict[str, Any]], key: str = "loss") -> list[tuple[int, float]]:

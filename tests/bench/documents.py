@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cookbook.profiles import ROOT
 from cookbook.record import filled
-from tests.bench import results
+from tests.bench import results, scaling
 from tests.bench.results import Record
 from tests.bench.works import WITHOUT
 
@@ -90,6 +90,7 @@ def with_tables(text: str, records: Sequence[Record]) -> str:
         "bench/choices": results.gains_table,
         "bench/growth": results.growth_table,
         "bench/profile": lambda _: profile_table(),
+        "bench/scaling": lambda _: scaling.table(),
     }
     return filled(text, lambda name: made[name](records) if name in made else None)
 

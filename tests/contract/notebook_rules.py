@@ -242,6 +242,19 @@ def swallows_nothing(notebook: NotebookNode) -> list[str]:
     ]
 
 
+def scored_by_one_process(notebook: NotebookNode) -> list[str]:
+    """Where several processes run the notebook's script, only the first scores and saves."""
+    cells = notebook.cells
+    starts = {one.source.partition("\n")[0]: at for at, one in enumerate(cells)}
+    evaluation = starts.get("## Evaluation", len(cells))
+    section = cells[evaluation : starts.get("## Inference Examples", len(cells))]
+    code = next((one.source for one in section if one.cell_type == "code"), "")
+    before = "".join(one.source for one in cells[:evaluation] if one.cell_type == "code")
+    if code and "training.first_process_goes_on()" not in before + code:
+        return ["several processes would score and save: call training.first_process_goes_on()"]
+    return []
+
+
 def _is_empty(node: ast.stmt) -> bool:
     constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     return constant or isinstance(node, ast.Pass | ast.Continue)

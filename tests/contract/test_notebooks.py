@@ -34,6 +34,7 @@ SINGLE_RULES: list[Rule] = [
     rules.no_remote_code,
     rules.no_login,
     rules.swallows_nothing,
+    rules.scored_by_one_process,
 ]
 
 
@@ -157,6 +158,12 @@ def add_count(notebook: NotebookNode) -> None:
     notebook.cells[-1].execution_count = 7
 
 
+def score_in_all(notebook: NotebookNode) -> None:
+    """Nothing ends the other processes before the evaluation."""
+    (at,) = [at for at, one in enumerate(notebook.cells) if one.source.startswith("## Evaluation")]
+    notebook.cells.insert(at + 1, new_code_cell("loss = 1.0"))
+
+
 BROKEN: list[tuple[Rule, Change, str]] = [
     (rules.sections, swap_sections, "the sections"),
     (rules.sections, replaced(4, "## Data", "### Data"), "the sections"),
@@ -190,6 +197,7 @@ BROKEN: list[tuple[Rule, Change, str]] = [
     (rules.swallows_nothing, code("try:\n    f()\nexcept ValueError:\n    pass"), "drops it"),
     (rules.swallows_nothing, code("try:\n    f()\nexcept ValueError:\n    ..."), "drops it"),
     (rules.swallows_nothing, code("with suppress(OSError):\n    f()"), "suppress"),
+    (rules.scored_by_one_process, score_in_all, "first_process_goes_on"),
 ]
 
 

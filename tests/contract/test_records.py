@@ -13,6 +13,7 @@ from cookbook.memory import GIB
 pytestmark = pytest.mark.contract
 
 RECIPES = [run.recipe_of(path) for path in record.notebooks()]
+DISTRIBUTED = "01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning"
 GRPO = "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO"
 
 
@@ -47,9 +48,22 @@ def test_a_cpu_run_needs_less_than_8_gib(recipe: str) -> None:
             assert one["train"]["peak_memory_bytes"] < 8 * GIB
 
 
-def test_all_recipes_take_less_than_25_minutes() -> None:
+def test_the_recipes_of_one_process_take_less_than_25_minutes() -> None:
     """Where a CPU has units for bfloat16, as in CI; without them it takes twice as long."""
-    assert sum(map(minutes, RECIPES)) < 25
+    assert sum(minutes(recipe) for recipe in RECIPES if recipe != DISTRIBUTED) < 25
+
+
+@pytest.mark.parametrize(
+    "most",
+    [29, pytest.param(25, marks=pytest.mark.xfail(strict=True, reason="the distributed recipe"))],
+)
+def test_all_recipes_together(most: float) -> None:
+    """The aim is 25, set before there was a recipe that trains twice; see ARCHITECTURE.md."""
+    assert sum(map(minutes, RECIPES)) < most
+
+
+def test_the_distributed_recipe_takes_less_than_4_minutes() -> None:
+    assert minutes(DISTRIBUTED) < 4
 
 
 def test_grpo_takes_less_than_6_minutes() -> None:

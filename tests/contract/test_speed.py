@@ -70,9 +70,11 @@ def test_architecture_shows_the_newest_records() -> None:
         "bench/profile",
         "bench/choices",
         "bench/growth",
+        "bench/scaling",
         "containers",
         "reliability/kills",
         "reliability/loading",
+        "reliability/processes",
     }
 
 

@@ -59,6 +59,47 @@ def _qwen3(**own: Any) -> Config:
     return shared | own
 
 
+def _smollm2(**own: Any) -> Config:
+    shared = {
+        "model_type": "llama",
+        "vocab_size": 49_152,
+        "hidden_act": "silu",
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+    }
+    return shared | own
+
+
+SMOLLM2_360M = Architecture(
+    "LlamaForCausalLM",
+    _smollm2(
+        hidden_size=960,
+        intermediate_size=2560,
+        num_hidden_layers=32,
+        num_attention_heads=15,
+        num_key_value_heads=5,
+        rope_theta=100_000,
+    ),
+    "bfloat16",
+    361_821_120,
+)
+SMOLLM2_1_7B = Architecture(
+    "LlamaForCausalLM",
+    _smollm2(
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=24,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        rope_theta=130_000,
+    ),
+    "bfloat16",
+    1_711_376_384,
+)
 FALCON_7B = Architecture(
     "FalconForCausalLM",
     {
@@ -231,6 +272,8 @@ QWEN3_14B = Architecture(
 )
 
 ARCHITECTURES = {
+    "HuggingFaceTB/SmolLM2-360M-Instruct": SMOLLM2_360M,
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": SMOLLM2_1_7B,
     "tiiuae/falcon-7b": FALCON_7B,
     "google/flan-t5-base": FLAN_T5_BASE,
     "facebook/opt-1.3b": OPT_1_3B,

@@ -115,6 +115,7 @@ def _vocabulary() -> tuple[str, ...]:
 
 EXAMPLES = {
     "01-Full-Fine-Tuning/GPT-2-From-Scratch": Examples(_words),
+    "01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning": Examples(_pair, spare=48),
     "02-PEFT/Falcon-7B-LoRA": Examples(_pair, spare=16),
     "03-Instruction-Tuning/Financial-Sentiment-OPT": Examples(_labelled, spare=56),
     "03-Instruction-Tuning/Summarization-FLAN-T5": Examples(_document, spare=24),
@@ -138,9 +139,9 @@ def length_of(settings: Settings) -> int:
 
 def rows_a_step(settings: Settings) -> int:
     """Return how many rows one step of the optimizer takes."""
-    return int(
-        settings["per_device_train_batch_size"] * settings.get("gradient_accumulation_steps", 1)
-    )
+    at_once = settings["per_device_train_batch_size"]
+    accumulated = at_once * settings.get("gradient_accumulation_steps", 1)
+    return int(settings.get("global_batch_size", accumulated))
 
 
 def test_rows_of(settings: Settings) -> int:

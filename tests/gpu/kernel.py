@@ -1,8 +1,10 @@
 """What happens inside the notebook's kernel before its first cell: the memory cap, and the peaks.
 
 IPython executes a startup file of the run's own, which calls `begin`; the notebook stays as it is.
+Processes that the notebook launches (torchrun gives each a RANK) begin with `begin_process`.
 """
 
+import atexit
 import json
 import os
 from collections.abc import Callable
@@ -15,15 +17,55 @@ from tests.gpu import kernel as _gpu_check
 _gpu_check.begin(get_ipython())
 del _gpu_check
 """
+SITE = """\
+import os
+
+if "RANK" in os.environ:
+    from tests.gpu import kernel
+
+    kernel.begin_process()
+"""
 CAP, REPORT = "GPU_CHECK_CAP_BYTES", "GPU_CHECK_REPORT"
 
 
 def write_startup(folder: Path, report: Path, cap: int | None) -> dict[str, str]:
-    """Write an IPython folder and return the environment that leads a kernel to it."""
+    """Write an IPython folder and return the environment that leads a kernel to it.
+
+    With the folder on PYTHONPATH each process reads its `sitecustomize` before anything else.
+    """
     startup = folder / "profile_default" / "startup"
     startup.mkdir(parents=True)
     (startup / "00-gpu-check.py").write_text(STARTUP, encoding="utf-8")
+    (folder / "sitecustomize.py").write_text(SITE, encoding="utf-8")
     return {"IPYTHONDIR": str(folder), REPORT: str(report), CAP: str(cap or "")}
+
+
+def with_launched(report: Path) -> dict[str, Any]:
+    """Return a kernel's report with the peaks of the processes that it launched, if it did.
+
+    They come one after the other or each on a card of its own, so that the largest counts.
+    """
+    found: list[dict[str, Any]] = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in [report, *sorted(report.parent.glob(f"{report.stem}-*.json"))]
+        if path.is_file()
+    ]
+    if not found:
+        return {}
+    peaks = {name: max(one[name] for one in found) for name in found[0] if "peak" in name}
+    return found[0] | peaks
+
+
+def begin_process() -> None:
+    """Cap and watch a launched process, until it ends."""
+    import torch
+
+    report = Path(os.environ[REPORT])
+    watch = Watch(torch, report.with_name(f"{report.stem}-{os.getpid()}.json"))
+    cap = os.environ.get(CAP)
+    if torch.cuda.is_available():
+        watch.start(int(cap) if cap else None)
+    atexit.register(watch.after_cell)
 
 
 def begin(shell: Any, torch: Any = None) -> "Watch":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +34,7 @@ from tests.hub.notebooks import settings_of
 from tests.hub.repositories import REPOSITORIES
 
 FALCON = "02-PEFT/Falcon-7B-LoRA"
+DISTRIBUTED = "01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning"
 GPT2 = "01-Full-Fine-Tuning/GPT-2-From-Scratch"
 REHEARSED = "03-Instruction-Tuning/Financial-Sentiment-OPT"
 NO_GPU = {"cuda": False, "device": "Some Processor"}
@@ -157,6 +159,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 COLUMNS = {
     GPT2: {"text"},
+    DISTRIBUTED: {"prompt", "completion"},
     FALCON: {"prompt", "completion"},
     REHEARSED: {"text", "label"},
     "03-Instruction-Tuning/Summarization-FLAN-T5": {"document", "summary"},
@@ -318,6 +321,25 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
 def found(tmp_path: Path) -> dict[str, int | None]:
     content: dict[str, int | None] = json.loads((tmp_path / "memory.json").read_text())
     return content
+
+
+@unit
+def test_a_launched_process_counts_too(tmp_path: Path) -> None:
+    """torchrun's processes are watched as the kernel is; the peak is that of the largest."""
+    report = tmp_path / "memory.json"
+    environment = kernel.write_startup(tmp_path / "ipython", report, 15 * GIB)
+    path = os.pathsep.join([environment["IPYTHONDIR"], str(ROOT)])
+    for number in range(2):
+        environment["RANK"] = str(number)
+        there = os.environ | environment | {"PYTHONPATH": path}
+        subprocess.run([sys.executable, "-c", "pass"], env=there, check=True)
+    assert len(list(tmp_path.glob("memory-*.json"))) == 2
+    assert kernel.with_launched(tmp_path / "none.json") == {}
+    kernels = {"memory_cap_bytes": 15 * GIB, "peak_reserved_bytes": 1, "peak_allocated_bytes": 5}
+    report.write_text(json.dumps(kernels), encoding="utf-8")
+    launched = next(tmp_path.glob("memory-*.json"))
+    launched.write_text(json.dumps(kernels | {"peak_reserved_bytes": 9, "memory_cap_bytes": 0}))
+    assert kernel.with_launched(report) == kernels | {"peak_reserved_bytes": 9}
 
 
 @unit

@@ -157,7 +157,7 @@ def _run(trial: Trial, here: Facts, scratch: Path, record: Facts) -> None:
         _execute(trial, here, scratch, model, data)
     finally:
         record["seconds"]["notebook"] = round(time.monotonic() - started, 1)
-        record["memory"] = _read(scratch / "memory.json")
+        record["memory"] = kernel.with_launched(scratch / "memory.json")
     run = scratch / "runs" / trial.recipe / f"{trial.profile}-own"
     _take_over(trial, run, record)
     _check(trial, here, run, record)
@@ -221,9 +221,11 @@ def notebook_environment(
         cookbook["PRECISION"] = "float16"  # the card that is meant, a T4, has no bfloat16
     if not here["cuda"]:
         cookbook["ALLOW_CPU"] = "1"
+    own = _environment(trial)
     startup = kernel.write_startup(scratch / "ipython", scratch / "memory.json", trial.cap)
+    startup["PYTHONPATH"] = os.pathsep.join([str(scratch / "ipython"), own["PYTHONPATH"]])
     named = {f"COOKBOOK_{name}": value for name, value in cookbook.items()}
-    return _environment(trial) | named | startup | {"HF_HOME": str(scratch / "hf")}
+    return own | named | startup | {"HF_HOME": str(scratch / "hf")}
 
 
 def _execute(trial: Trial, here: Facts, scratch: Path, model: Path, data: Path) -> None:

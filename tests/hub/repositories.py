@@ -28,6 +28,8 @@ from transformers import (
     GenerationConfig,
     GPT2Config,
     GPT2Tokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
@@ -93,6 +95,11 @@ _QWEN3 = r"""{%- set question = namespace(at=messages|length - 1) %}
 {%- endfor %}"""
 _NO_THOUGHT = r"""{%- if add_generation_prompt and enable_thinking is defined %}
 {{- '' if enable_thinking else '<think>\n\n</think>\n\n' }}{% endif %}"""
+_SMOLLM2 = _QWEN2_5.replace(
+    "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
+)
+SMOLLM2_TEMPLATE = _TURN + _SMOLLM2 + _ASK
 QWEN2_5_TEMPLATE = _TURN + _QWEN2_5 + _ASK
 QWEN3_TEMPLATE = _TURN + _QWEN3 + _ASK + _NO_THOUGHT
 # There is no system turn: its text opens the first question.
@@ -276,6 +283,34 @@ def falcon_7b(folder: Path) -> None:
     absent = ("num_kv_heads", "ffn_hidden_size", "rope_parameters", "max_position_embeddings")
     published = {"auto_map": own_code, **dict.fromkeys(absent)}
     _save(model, folder, published, shards="200KB")
+
+
+def smollm2_instruct(folder: Path, key_value_heads: int) -> None:
+    """Write SmolLM2 as in 360M (grouped keys and values) or 1.7B: a tied Llama with ChatML."""
+    special = {"unk_token": "<|endoftext|>", "bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    learned = _byte_level(list(special.values()))  # ids 0, 1 and 2, as there
+    tokenizer = GPT2Tokenizer(
+        **_learned(learned), **special, pad_token="<|im_end|>", model_max_length=8192
+    )
+    tokenizer.chat_template = SMOLLM2_TEMPLATE
+    tokenizer.save_pretrained(folder, save_jinja_files=False)
+    tokenizer.backend_tokenizer.model.save(str(folder))
+    set_seed(SEED)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=key_value_heads,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    published = {"rope_theta": 1e5, "rope_parameters": None}
+    _save(LlamaForCausalLM(config).bfloat16(), folder, published, shards="5GB")
 
 
 def flan_t5_base(folder: Path) -> None:
@@ -687,6 +722,12 @@ def _card(folder: Path, settings: dict[str, Any]) -> None:
 
 REPOSITORIES = {
     "models/tiiuae/falcon-7b": Repository(falcon_7b, linear_layers=4 * LAYERS),
+    "models/HuggingFaceTB/SmolLM2-360M-Instruct": Repository(
+        partial(smollm2_instruct, key_value_heads=HEADS // 2), linear_layers=7 * LAYERS
+    ),
+    "models/HuggingFaceTB/SmolLM2-1.7B-Instruct": Repository(
+        partial(smollm2_instruct, key_value_heads=HEADS), linear_layers=7 * LAYERS
+    ),
     "models/google/flan-t5-base": Repository(flan_t5_base),
     "models/facebook/opt-1.3b": Repository(opt_1_3b, linear_layers=6 * LAYERS),
     "models/openai-community/gpt2": Repository(gpt2),

@@ -1,10 +1,12 @@
 """Mistakes that people make on the headline path: each stops with words that name it."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from pyarrow import parquet  # type: ignore[import-untyped]
 
 from cookbook.profiles import ROOT
@@ -105,6 +107,44 @@ def test_a_missing_column_is_named(path: Path, own_hub: LoopbackHub, lead_to: Le
     _rename_column(own_hub.root / "datasets" / dataset, NEEDED[dataset], "renamed")
     said = _complaint(path, lead_to(own_hub, "gpu16"))
     assert NEEDED[dataset] in said and "renamed" in said, "which is missing, and which are there"
+
+
+class _Runs:
+    """What a pickle can hold: the name of a function, and what to call it with."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self._mark),)
+
+
+def test_code_inside_pickled_weights_does_not_run(
+    own_hub: LoopbackHub, lead_to: Lead, tmp_path: Path
+) -> None:
+    mark = tmp_path / "it ran"
+    model = own_hub.root / "models" / settings_of(OPT, "gpu16")["model"]
+    for weights in model.glob("*.safetensors"):
+        weights.unlink()
+    torch.save({"lm_head.weight": _Runs(mark)}, model / "pytorch_model.bin")
+    said = _complaint(OPT, lead_to(own_hub, "gpu16"))
+    assert "weights_only" in said or "Weights only load failed" in said, said
+    assert not mark.exists()
+
+
+def test_code_of_a_repository_does_not_run(
+    own_hub: LoopbackHub, lead_to: Lead, tmp_path: Path
+) -> None:
+    mark = tmp_path / "it ran"
+    model = own_hub.root / "models" / settings_of(OPT, "gpu16")["model"]
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    own = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    changed = config | {"model_type": "own", "auto_map": own}
+    (model / "config.json").write_text(json.dumps(changed), encoding="utf-8")
+    (model / "own.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n", encoding="utf-8")
+    said = _complaint(OPT, lead_to(own_hub, "gpu16"))
+    assert "no architecture 'own'" in said and "of its own is not run" in said
+    assert not mark.exists()
 
 
 def test_a_vision_model_whose_text_weights_are_not_found_is_refused(

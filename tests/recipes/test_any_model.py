@@ -112,6 +112,7 @@ def _jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 # Recipe -> an architecture and a file format that its notebook does not name.
 OWN: dict[str, tuple[str, dict[str, Any], Callable[[Path], Path]]] = {
     "01-Full-Fine-Tuning/GPT-2-From-Scratch": ("gpt_neox", {}, as_text),
+    "01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning": ("gpt_neox", {}, as_messages),
     "02-PEFT/Falcon-7B-LoRA": ("mistral", {"num_key_value_heads": 1}, as_messages),
     "03-Instruction-Tuning/Financial-Sentiment-OPT": ("phi", {}, as_labels),
     "03-Instruction-Tuning/Summarization-FLAN-T5": ("llama", {}, as_documents),

@@ -1,7 +1,7 @@
-"""Record what recipes do with any file, and what trainings do that are killed.
+"""Record what recipes do with any file, and what trainings do that are killed or shared.
 
-python -m tests.reliability           both
-python -m tests.reliability loading   one of them
+python -m tests.reliability           all
+python -m tests.reliability loading   one of them: loading, kills, processes
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import datasets
 
 from cookbook.profiles import device_name
-from tests.reliability import kills, loading
+from tests.reliability import kills, loading, processes
 from tests.reliability.methods import METHODS
 from tests.reliability.tables import ARCHITECTURE, RESULTS, with_tables
 
@@ -51,7 +51,17 @@ def killed() -> dict[str, Any]:
     return {"kills": sum(sum(one["kills"].values()) for one in found.values()), "methods": found}
 
 
-RECORDS: dict[str, Callable[[], dict[str, Any]]] = {"loading": loaded, "kills": killed}
+def shared() -> dict[str, Any]:
+    """Return how far trainings in several processes and on several machines lie apart."""
+    with tempfile.TemporaryDirectory() as folder:
+        return processes.record(Path(folder))
+
+
+RECORDS: dict[str, Callable[[], dict[str, Any]]] = {
+    "loading": loaded,
+    "kills": killed,
+    "processes": shared,
+}
 
 
 def main(names: list[str]) -> int:

@@ -28,6 +28,7 @@ NOTEBOOKS = notebooks()
 # The columns that a recipe reads by itself; what it can read besides is in CONTRIBUTING.md.
 COLUMNS = {
     "GPT-2-From-Scratch": ("text",),
+    "Distributed-Full-Fine-Tuning": ("prompt", "completion"),
     "Falcon-7B-LoRA": ("prompt", "completion"),
     "Financial-Sentiment-OPT": ("text", "label"),
     "Summarization-FLAN-T5": ("document", "summary"),

@@ -1,4 +1,4 @@
-"""What ARCHITECTURE.md shows of the recorded kills and files."""
+"""What ARCHITECTURE.md shows of the recorded kills, files and processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ARCHITECTURE = ROOT / "ARCHITECTURE.md"
 
 
 def recorded(name: str) -> dict[str, Any]:
-    """Return a record: `kills` or `loading`."""
+    """Return a record: `kills`, `loading` or `processes`."""
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return found
 
@@ -45,7 +45,27 @@ def loading() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"reliability/kills": kills, "reliability/loading": loading}
+def processes() -> str:
+    """Return how far trainings in several processes lie apart as a Markdown table."""
+    content = recorded("processes")
+    lines = [
+        f"| {content['steps']} steps | largest difference of a loss (fall in all) "
+        "| largest difference of a weight (largest move) |",
+        "| --- | --- | --- |",
+    ]
+    for name, one in content["ways"].items():
+        lines.append(
+            f"| {name} | {one['loss']:.1e} ({one['learned']:.2f}) "
+            f"| {one['weight']:.1e} ({one['moved']:.1e}) |"
+        )
+    return "\n".join(lines)
+
+
+TABLES = {
+    "reliability/kills": kills,
+    "reliability/loading": loading,
+    "reliability/processes": processes,
+}
 
 
 def with_tables(text: str) -> str:

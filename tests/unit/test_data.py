@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, load_dataset
+from transformers import GenerationConfig, PreTrainedConfig
 
-from cookbook import data
+from cookbook import data, evaluation
 from cookbook.data import DataError
 from cookbook.profiles import CookbookError
 from tests.unit import tiny
@@ -270,19 +271,71 @@ def test_model_folders_are_checked(tmp_path: Path) -> None:
         data.resolve_model(str(tmp_path / "absent"))
     with pytest.raises(CookbookError, match="no config.json"):
         data.resolve_model(str(tmp_path))
-    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(CookbookError, match="pickled weights are not loaded"):
         data.resolve_model(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert data.resolve_model(str(tmp_path)) == str(tmp_path)
+
+
+def test_a_hub_id_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = {"model_type": "falcon", "auto_map": {"AutoConfig": "configuration_falcon.FalconConfig"}}
+    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", lambda _: (read, {}))
     assert data.resolve_model("tiiuae/falcon-7b") == "tiiuae/falcon-7b"
+
+
+CODE = """
+from pathlib import Path
+
+Path(__file__).with_name("it ran").touch()
+"""
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ({"model_type": "mine"}, "no architecture 'mine'.*names. Set COOKBOOK_MODEL"),
+        (
+            {"model_type": "mine", "auto_map": {"AutoConfig": "code.Config"}},
+            "no architecture 'mine'.*code that it brings of its own is not run",
+        ),
+        ({}, "no architecture None"),
+        (
+            {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "quantized already .gptq.*model that it was made from",
+        ),
+    ],
+)
+def test_a_model_that_no_recipe_can_train_is_refused(
+    config: dict[str, object], complaint: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "code.py").write_text(CODE, encoding="utf-8")
+    with pytest.raises(CookbookError, match=complaint):
+        data.resolve_model(str(tmp_path))
+    assert not (tmp_path / "it ran").exists()
+
+
+def test_a_tokenizer_of_another_model_is_noticed() -> None:
+    model = tiny.model()
+    data.check_token_ids(model, [[0, 45], []])
+    with pytest.raises(DataError, match="token id 46, but the model has only 46 tokens"):
+        data.check_token_ids(model, [[3], [0, 46]])
+    rows = Dataset.from_dict({"input_ids": [[3, 99]], "labels": [[3, 99]]})
+    with pytest.raises(DataError, match="do not belong together"):
+        evaluation.completion_loss(model, rows, 1)
+    with pytest.raises(DataError, match="do not belong together"):
+        evaluation.next_token_logits(model, [[3, 99]], [1], 1)
+    with pytest.raises(DataError, match="do not belong together"):
+        evaluation.generate(model, tiny.tokenizer(), [[3, 99]], GenerationConfig(), 1)
 
 
 def test_a_model_to_train_from_nothing_needs_no_weights(tmp_path: Path) -> None:
     with pytest.raises(CookbookError, match="no config.json"):
         data.resolve_model(str(tmp_path), weights=False)
-    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
     assert data.resolve_model(str(tmp_path), weights=False) == str(tmp_path)
     with pytest.raises(CookbookError, match="no .*safetensors weights"):
         data.resolve_model(str(tmp_path))

@@ -11,7 +11,7 @@ import pytest
 from nbformat import write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from cookbook import gallery
+from scripts import gallery
 
 pytestmark = pytest.mark.unit
 

@@ -1,4 +1,4 @@
-"""Render executed notebooks to HTML, with an index page: `python -m cookbook.gallery`.
+"""Render executed notebooks to HTML, with an index page: `python -m scripts.gallery`.
 
 The pages load nothing from elsewhere: formulas are drawn by matplotlib, pictures are embedded, and
 a content policy stops the browser from fetching what some output may ask for.

@@ -1,0 +1,59 @@
+"""Every recipe's script in two processes, as `make script` and torchrun run it, on a GPU profile.
+
+Each process reads rows of its own and the gradients are averaged (the distributed recipe: summed
+and sharded). That its losses are those of one process is tested in tests/reliability.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from nbconvert import PythonExporter
+from safetensors.torch import load_file
+
+from cookbook.profiles import ROOT
+from tests.hub.notebooks import NOTEBOOKS, name_of
+from tests.hub.server import LoopbackHub
+
+IN_CI = ("02-PEFT/Falcon-7B-LoRA", "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO")
+PROFILE = "gpu16"
+
+
+def marked(path: Path) -> object:
+    """Two of them in every run of the layer; the others take minutes."""
+    layer = pytest.mark.hub if name_of(path) in IN_CI else pytest.mark.slow
+    return pytest.param(path, id=name_of(path), marks=layer)
+
+
+@pytest.mark.parametrize("path", [marked(one) for one in NOTEBOOKS])
+def test_the_script_runs_in_two_processes(
+    path: Path, hub: LoopbackHub, lead_to: Callable[[LoopbackHub, str], Path], tmp_path: Path
+) -> None:
+    runs = lead_to(hub, PROFILE)
+    code, _ = PythonExporter().from_filename(str(path))
+    script = tmp_path / "script.py"
+    script.write_text(code, encoding="utf-8")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    done = subprocess.run(
+        [*launcher, "2", str(script)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert done.stdout.count(f"profile {PROFILE}:") == 1, "the first process speaks for both"
+
+    folder = runs / name_of(path) / PROFILE
+    content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert content["train"]["steps"] == 2
+    # Written once, by one: every file of weights can be read to its end.
+    for weights in folder.rglob("*.safetensors"):
+        assert load_file(weights)

@@ -21,14 +21,15 @@ from cookbook.profiles import ROOT
 from tests.hub.notebooks import NOTEBOOKS, name_of
 from tests.hub.server import LoopbackHub
 
-IN_CI = ("02-PEFT/Falcon-7B-LoRA", "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO")
+IN_CI = ("01-Full-Fine-Tuning/GPT-2-From-Scratch", "02-PEFT/Falcon-7B-LoRA")
 PROFILE = "gpu16"
 
 
 def marked(path: Path) -> object:
     """Two of them in every run of the layer; the others take minutes."""
-    layer = pytest.mark.hub if name_of(path) in IN_CI else pytest.mark.slow
-    return pytest.param(path, id=name_of(path), marks=layer)
+    if name_of(path) in IN_CI:
+        return pytest.param(path, id=name_of(path), marks=pytest.mark.hub)
+    return pytest.param(path, id=name_of(path), marks=[pytest.mark.slow, pytest.mark.thorough])
 
 
 @pytest.mark.parametrize("path", [marked(one) for one in NOTEBOOKS])

@@ -24,13 +24,16 @@ from tests.recipes.test_any_model import OWN, environment, tiny
 __all__ = ["environment"]  # a fixture
 
 STEPS = 12  # a checkpoint after every third
+# Of several trainings in a notebook, the one whose steps `metrics.json` tells of.
+CHECKPOINTS = {"03-Instruction-Tuning/Summarization-FLAN-T5": "checkpoints/full"}
 IN_CI = ("01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning", "02-PEFT/Falcon-7B-LoRA")
 
 
 def marked(recipe: str) -> object:
     """Two of them whenever recipes are executed; the others take minutes."""
-    layer = pytest.mark.recipes if recipe in IN_CI else pytest.mark.slow
-    return pytest.param(recipe, id=recipe, marks=layer)
+    if recipe in IN_CI:
+        return pytest.param(recipe, id=recipe, marks=pytest.mark.recipes)
+    return pytest.param(recipe, id=recipe, marks=[pytest.mark.slow, pytest.mark.thorough])
 
 
 def client_for(recipe: str) -> NotebookClient:
@@ -70,8 +73,10 @@ def test_a_killed_notebook_goes_on(
     monkeypatch.setenv("COOKBOOK_DATASET", str(write(environment)))
     run = environment / "runs" / recipe / "cpu-own"
 
+    checkpoints = run / CHECKPOINTS.get(recipe, "checkpoints")
+
     def first_checkpoint() -> bool:
-        return any(run.rglob("checkpoint-*/trainer_state.json"))
+        return any(checkpoints.glob("checkpoint-*/trainer_state.json"))
 
     killed_once(client_for(recipe), first_checkpoint)
     assert not (run / "metrics.json").exists()
@@ -80,4 +85,4 @@ def test_a_killed_notebook_goes_on(
     assert 0 < train["resumed_from_step"] < STEPS
     assert train["steps"] == STEPS
     assert [step for step, _ in train["loss_curve"]] == list(range(1, STEPS + 1))
-    assert training.step_of(training.newest_whole_checkpoint(run / "checkpoints")) == STEPS
+    assert training.step_of(training.newest_whole_checkpoint(checkpoints)) == STEPS

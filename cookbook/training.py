@@ -1,5 +1,6 @@
 """Resuming, trainable weights in float32, and a loss that skips what carries no label."""
 
+import copy
 import json
 import os
 import re
@@ -8,7 +9,7 @@ import signal
 import sys
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.nn import functional
@@ -258,10 +260,32 @@ class _Guard(TrainerCallback):
 
     asked = False
 
-    def on_train_begin(self, *given: Any, **_: Any) -> None:
-        state = given[1]
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, *given: Any, **named: Any) -> None:
+        args, state = given[:2]
         if state.global_step >= state.max_steps:  # Trainer would train one step more
             raise _AllTrained
+        rows = getattr(named["train_dataloader"], "dataset", None)
+        if isinstance(rows, Dataset) and "input_ids" in rows.column_names:
+            if args.train_sampling_strategy == "random":  # others begin with the longest
+                self._try_longest(rows, named["train_dataloader"].collate_fn)
+
+    def _try_longest(self, rows: Dataset, collate: Callable[[list[Any]], Any]) -> None:
+        """See whether the longest micro-batch fits into memory, and leave no trace of it."""
+        trainer: Any = self._trainer
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        longest = sorted(range(len(rows)), key=lengths.__getitem__)
+        batch = collate([rows[at] for at in longest[-trainer.args.per_device_train_batch_size :]])
+        logged = copy.deepcopy(getattr(trainer, "_metrics", None))
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        trainer.current_gradient_accumulation_steps = 1  # Trainer sets it with its first batch
+        with torch.random.fork_rng(devices):
+            trainer.training_step(trainer.model_wrapped, batch)
+        trainer.model_wrapped.zero_grad()
+        if logged is not None:
+            trainer._metrics = logged
 
     def on_epoch_begin(self, *given: Any, **named: Any) -> None:
         args, state = given[:2]
@@ -296,9 +320,10 @@ def guarded(trainer: Trainer) -> Iterator[None]:
     SIGTERM, sent to a machine that is taken away, saves a checkpoint after the step at hand and
     then ends the process. Used-up memory or disk raises `CookbookError` with what to change. So
     does a training that ended before its last step, so that no cell scores it as finished. From
-    the checkpoint of the last step nothing more is trained.
+    the checkpoint of the last step nothing more is trained. Where rows come in random order the
+    longest are tried first, so that a lack of memory shows now and not hours later.
     """
-    callback, start = _Guard(), time.monotonic()
+    callback, start = _Guard(trainer), time.monotonic()
     trainer.add_callback(callback)
     usual = signal.signal(signal.SIGTERM, callback.ask)
     try:

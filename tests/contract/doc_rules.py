@@ -87,6 +87,7 @@ def named_targets(markdown: str) -> set[str]:
 def targets_called(shell: str) -> set[str]:
     """Make targets that lines of shell call, `make -j4 A=b one two` included."""
     found: set[str] = set()
+    shell = re.sub(r'\b[A-Z_]+="[^"]*"', "", shell)  # a setting of several words
     for call in re.findall(r"(?:^|[;&|(]|\s)make((?:[ \t]+[^\s;&|)#`]+)+)", shell):
         words = [word.strip("\"',.") for word in call.split()]
         found |= {word for word in words if re.fullmatch(r"[a-z][a-z-]*", word)}

@@ -650,7 +650,7 @@ def test_without_a_gpu_it_says_so(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--recipe", "02-PEFT/None"], f"there is no recipe 02-PEFT/None; there are {GPT2}"),
+        (["--recipe", "02-PEFT/None"], f"there is no recipe 02-PEFT/None; there are {DISTRIBUTED}"),
         (["--scale", "tiny"], "needs --results FOLDER"),
         (["--scale", "tiny", "--results", str(records.RESULTS / "x")], "needs --results FOLDER"),
         (["--steps", "0"], "--steps must be 1 or more"),

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from cookbook import training
 from cookbook.profiles import CookbookError
 from tests.reliability import kills
-from tests.reliability.methods import COMMON, METHODS, STEPS, full
+from tests.reliability.methods import COMMON, METHODS, STEPS, full, rows
 
 IN_CI = 2  # kills of each method; `python -m tests.reliability` records more
 
@@ -74,6 +74,36 @@ def test_a_later_epoch_is_resumed_in_its_order(
         trained(method, folder, step)
         for name, weight in trained(method, folder).items():
             assert torch.equal(weight, whole[name]), (step, name)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_longest_rows_come_first_and_leave_no_trace(
+    method: str, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`full` draws rows at random, and `lora` batches of like length."""
+    lengths: list[int] = []
+
+    def seen(folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+        lengths.clear()
+        trainer: Any = METHODS[method](folder)
+
+        def look(_: torch.nn.Module, given: Any, named: dict[str, Any]) -> None:
+            lengths.append(named["input_ids"].shape[1])
+
+        trainer.model.register_forward_pre_hook(look, with_kwargs=True)
+        with training.guarded(trainer):
+            trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        return losses, {name: one.detach() for name, one in trainer.model.named_parameters()}
+
+    losses, weights = seen(tmp_path / "tried")
+    assert lengths[0] == max(map(len, rows()["input_ids"])) == max(lengths)
+    with monkeypatch.context() as patched:
+        patched.setattr(training._Guard, "_try_longest", lambda *_: None)
+        plain, same = seen(tmp_path / "plain")
+    assert losses == plain
+    assert all(torch.equal(weights[name], same[name]) for name in same)
 
 
 @pytest.mark.unit

@@ -63,6 +63,7 @@ def work(folder):
     time.sleep(120)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a background job
     launch(work, sys.argv[1], processes=2)
 """
 

@@ -148,10 +148,11 @@ docker-test: $(STAMP)all offline check-docker ## Build the images and use them f
 
 # --- Checking -------------------------------------------------------------------------------
 
-# Two at a time where each test uses little; a recipe uses all cores.
+# Two at a time where each test uses little, each on one core: threads of two that share the cores wait
+# for each other, many times as long as they compute. A recipe uses all cores.
 test: $(STAMP)all offline ## Run the test suite (MARK= picks other markers, for example MARK=slow)
 ifeq ($(MARK),$(EVERYTHING))
-	@$(VENV_PYTHON) -m pytest -n 2 -m "$(SMALL)"
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 -m "$(SMALL)"
 	@$(VENV_PYTHON) -m pytest -m "$(LARGE)"
 else
 	@$(VENV_PYTHON) -m pytest -m "$$MARK"

@@ -64,18 +64,27 @@ def choose_profile(profiles: Mapping[str, Mapping[str, Any]]) -> SimpleNamespace
     return SimpleNamespace(**settings)
 
 
+def place_in_launch() -> tuple[int, int]:
+    """Return this process's number and how many there are, as torchrun and Accelerate tell them.
+
+    (0, 0) for a process that was not launched together with others: a notebook, or plain Python.
+    """
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 0))
+
+
 def join_processes() -> None:
     """Be one of several processes, where torchrun or `accelerate launch` started several.
 
     Each gets a GPU of its own, where there are some, and the first alone prints for all. The others
     are still heard when they fail.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+    rank, world_size = place_in_launch()
+    if world_size < 2:
         return
     from accelerate import PartialState  # takes seconds, and is for this alone
 
     PartialState(cpu=not torch.cuda.is_available())
-    if int(os.environ["RANK"]):
+    if rank:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 

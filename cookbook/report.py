@@ -19,7 +19,7 @@ from transformers import Trainer
 
 from cookbook.evaluation import Score
 from cookbook.memory import peak_memory_bytes
-from cookbook.profiles import ROOT, compute_dtype, device_name
+from cookbook.profiles import ROOT, compute_dtype, device_name, place_in_launch
 from cookbook.training import loss_curve, moving_mean, step_of
 
 COLORS = ("#30638e", "#d1495b", "#edae49")
@@ -238,7 +238,7 @@ def _grid(panels: int, most_columns: int, size: tuple[float, float]) -> tuple[Fi
 
 def _saved(figure: Figure, path: Path) -> Figure:
     figure.tight_layout()
-    if not int(os.environ.get("RANK", 0)):  # the first of several processes saves
+    if place_in_launch()[0] == 0:  # the first of several processes saves
         figure.savefig(path, dpi=120)
     plt.close(figure)  # the notebook shows the returned figure; without this it would show twice
     return figure

@@ -24,7 +24,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from cookbook.data import IGNORED
-from cookbook.profiles import CookbookError
+from cookbook.profiles import CookbookError, place_in_launch
 
 SMALLEST_DISK = 2**20  # bytes; with less left, a save that failed has failed for that
 _NOT_IDENTITY = ("profile", "own")  # settings that do not change what is trained
@@ -357,8 +357,9 @@ def _remedy(error: Exception, trainer: Trainer) -> str | None:
         return (
             "Out of memory. In PROFILES lower `per_device_train_batch_size` "
             f"({args.per_device_train_batch_size}) and raise `gradient_accumulation_steps` "
-            f"({args.gradient_accumulation_steps}) by the same factor, which trains the same; then "
-            "set `activation_checkpointing`, or lower the longest length. Restart the kernel first."
+            f"({args.gradient_accumulation_steps}) by the same factor, which trains the same "
+            "(`global_batch_size`, where there is one, does that by itself); then set "
+            "`activation_checkpointing`, or lower the longest length. Restart the kernel first."
         )
     folder = Path(str(args.output_dir))
     there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
@@ -377,7 +378,7 @@ def first_process_first() -> Iterator[None]:
 
     Without several processes it does nothing.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+    if place_in_launch()[1] < 2:
         yield
         return
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
@@ -389,12 +390,13 @@ def first_process_goes_on() -> None:
 
     Call it once all trainings are done. Without several processes it does nothing.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+    rank, world_size = place_in_launch()
+    if world_size < 2:
         return
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-    if int(os.environ["RANK"]):
+    if rank:
         sys.exit()
 
 

@@ -61,21 +61,23 @@ def begin_process() -> None:
     import torch
 
     report = Path(os.environ[REPORT])
-    watch = Watch(torch, report.with_name(f"{report.stem}-{os.getpid()}.json"))
-    cap = os.environ.get(CAP)
+    watch = _watching(torch, report.with_name(f"{report.stem}-{os.getpid()}.json"))
+    atexit.register(watch.after_cell)
+
+
+def _watching(torch: Any, report: Path) -> "Watch":
+    """Return a watch that has begun, under the cap of the environment, where there is a GPU."""
+    watch, cap = Watch(torch, report), os.environ.get(CAP)
     if torch.cuda.is_available():
         watch.start(int(cap) if cap else None)
-    atexit.register(watch.after_cell)
+    return watch
 
 
 def begin(shell: Any, torch: Any = None) -> "Watch":
     """Cap this process's GPU memory and note its peaks after every cell of `shell`."""
     if torch is None:
         import torch
-    cap = os.environ.get(CAP)
-    watch = Watch(torch, Path(os.environ[REPORT]))
-    if torch.cuda.is_available():
-        watch.start(int(cap) if cap else None)
+    watch = _watching(torch, Path(os.environ[REPORT]))
     watch.write()  # shows that the cap is in force even if the first cell kills the kernel
     shell.events.register("post_run_cell", watch.after_cell)
     return watch

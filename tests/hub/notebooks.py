@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from nbconvert import PythonExporter
 from nbmake.nb_result import NotebookResult
 from nbmake.nb_run import NotebookRun
 
@@ -58,6 +59,14 @@ def deprecations(notebook: nbformat.NotebookNode) -> list[str]:
     marks = ("DeprecationWarning", "FutureWarning", "is deprecated")
     found = [line for line in lines if any(mark in line for mark in marks)]
     return [line for line in found if not any(text in line for text in OF_LIBRARIES)]
+
+
+def as_script(path: Path, folder: Path) -> Path:
+    """Write a notebook into `folder` as the script that `make script` makes of it."""
+    code, _ = PythonExporter().from_filename(str(path))
+    script = folder / "script.py"
+    script.write_text(code, encoding="utf-8")
+    return script
 
 
 def with_changes(path: Path, folder: Path, changes: Mapping[str, str]) -> Path:

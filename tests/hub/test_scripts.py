@@ -9,17 +9,16 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from nbconvert import PythonExporter
 from safetensors.torch import load_file
 
 from cookbook.profiles import ROOT
-from tests.hub.notebooks import NOTEBOOKS, name_of
+from tests.hub.notebooks import NOTEBOOKS, as_script, name_of
 from tests.hub.server import LoopbackHub
+from tests.reliability import processes
 
 IN_CI = ("01-Full-Fine-Tuning/GPT-2-From-Scratch", "02-PEFT/Falcon-7B-LoRA")
 PROFILE = "gpu16"
@@ -37,12 +36,8 @@ def test_the_script_runs_in_two_processes(
     path: Path, hub: LoopbackHub, lead_to: Callable[[LoopbackHub, str], Path], tmp_path: Path
 ) -> None:
     runs = lead_to(hub, PROFILE)
-    code, _ = PythonExporter().from_filename(str(path))
-    script = tmp_path / "script.py"
-    script.write_text(code, encoding="utf-8")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     done = subprocess.run(
-        [*launcher, "2", str(script)],
+        [*processes.processes(2), str(as_script(path, tmp_path))],
         env=os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nbconvert import PythonExporter
 from safetensors.torch import load_file
 
 from cookbook import training
 from cookbook.profiles import ROOT
+from tests.hub.notebooks import as_script
 from tests.reliability import hosts
 from tests.unit import tiny
 
@@ -38,9 +38,7 @@ class Job:
     """The recipe's script, its tiny model and its data."""
 
     def __init__(self, folder: Path) -> None:
-        self.script = folder / "script.py"
-        code, _ = PythonExporter().from_filename(str(ROOT / f"{RECIPE}.ipynb"))
-        self.script.write_text(code, encoding="utf-8")
+        self.script = as_script(ROOT / f"{RECIPE}.ipynb", folder)
         self.model = folder / "model"
         tiny.model(**SHAPE).save_pretrained(self.model)
         tiny.tokenizer().save_pretrained(self.model)

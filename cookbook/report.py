@@ -20,7 +20,7 @@ from transformers import Trainer
 from cookbook.evaluation import Score
 from cookbook.memory import peak_memory_bytes
 from cookbook.profiles import ROOT, compute_dtype, device_name, place_in_launch
-from cookbook.training import loss_curve, moving_mean, step_of
+from cookbook.training import loss_curve, moving_mean, step_of, write_atomically
 
 COLORS = ("#30638e", "#d1495b", "#edae49")
 _VERSIONS = (
@@ -130,7 +130,7 @@ def write_metrics(
         content["comparison"] = comparison
     if planned:
         content["planned"] = planned
-    _write_atomically(folder / "metrics.json", json.dumps(content, indent=2) + "\n")
+    write_atomically(folder / "metrics.json", json.dumps(content, indent=2) + "\n")
     return content
 
 
@@ -142,12 +142,6 @@ def _public_name(source: str) -> str:
 def _installed(names: Sequence[str]) -> dict[str, str]:
     present = {one.name.lower() for one in metadata.distributions()}
     return {name: metadata.version(name) for name in names if name in present}
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_suffix(".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def before_after_table(content: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from cookbook.data import IGNORED
 from cookbook.profiles import CookbookError, place_in_launch
 
+WORLD_SIZE = "world_size"  # the file of a checkpoint that tells how many processes wrote it
 SMALLEST_DISK = 2**20  # bytes; with less left, a save that failed has failed for that
 _NOT_IDENTITY = ("profile", "own")  # settings that do not change what is trained
 
@@ -47,8 +48,15 @@ def prepare_run(folder: Path, config: SimpleNamespace) -> Path:
                 why = "finished" if finished else "began with other settings"
                 print(f"An earlier run that {why} was kept as {_move_aside(folder).name}.")
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+        write_atomically(record, json.dumps(identity, indent=2) + "\n")
     return folder
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file whole or not at all, wherever the machine stops."""
+    partial = path.with_suffix(".part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def _move_aside(folder: Path) -> Path:
@@ -96,14 +104,19 @@ def _what_is_torn(checkpoint: Path) -> str | None:
                 file.keys()
         except (SafetensorError, OSError) as error:
             return f"{path.name}: {error}"
-    random = [path.name for path in checkpoint.glob("rng_state_*.pth")] or ["rng_state.pth"]
+    name = "trainer_state.json"
+    try:
+        json.loads((checkpoint / name).read_text(encoding="utf-8"))
+        random = ["rng_state.pth"]
+        if any(checkpoint.glob("rng_state_*.pth")):  # each of several processes writes its own
+            name = WORLD_SIZE
+            number = int((checkpoint / name).read_text(encoding="ascii"))
+            random = [f"rng_state_{rank}.pth" for rank in range(number)]
+    except (OSError, ValueError) as error:
+        return f"{name}: {error}"
     for name in [*random, "scheduler.pt", *([] if shards else ["optimizer.pt"])]:
         if not zipfile.is_zipfile(checkpoint / name):
             return f"{name} is missing or cut off"
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return f"trainer_state.json: {error}"
     return None
 
 
@@ -311,6 +324,13 @@ class _Guard(TrainerCallback):
             torch.manual_seed(args.seed + int(state.epoch))
         if self.asked:
             control.should_save = control.should_training_stop = True
+
+    def on_save(self, *given: Any, **_: Any) -> None:
+        args, state = given[:2]
+        if args.world_size > 1 and args.should_save:
+            # A process can end before it has written its part, which no file of others tells.
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (folder / WORLD_SIZE).write_text(f"{args.world_size}\n", encoding="ascii")
 
 
 @contextmanager

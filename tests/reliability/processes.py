@@ -96,7 +96,7 @@ class Job:
         """Send SIGTERM in mid-run; return what was printed, and the step that was saved."""
         with self.start(processes(2), runs) as launched:
             checkpoints = run_of(runs) / "checkpoints"
-            wait_for(checkpoints / "checkpoint-10" / "trainer_state.json", [launched])
+            wait_for_whole(checkpoints, [launched])
             launched.terminate()
             printed = launched.communicate(timeout=60)[0]
         assert launched.returncode != 0
@@ -133,7 +133,7 @@ class Job:
 
             launched = [start(host) for host in machines]
             checkpoints = run_of(runs) / "checkpoints"
-            wait_for(checkpoints / "checkpoint-10" / "trainer_state.json", launched)
+            wait_for_whole(checkpoints, launched)
             assert second.kill() >= 2, "torchrun and what it launched"
             assert launched[1].wait(timeout=10) == -signal.SIGKILL
             newest = training.step_of(training.newest_whole_checkpoint(checkpoints))
@@ -149,13 +149,15 @@ def processes(number: int) -> list[str]:
     return [*TORCHRUN, "--standalone", "--nproc-per-node", str(number)]
 
 
-def wait_for(what: Path, launched: Sequence[subprocess.Popen[str]]) -> None:
-    """Wait until a file is there, while the processes run."""
+def wait_for_whole(checkpoints: Path, launched: Sequence[subprocess.Popen[str]]) -> None:
+    """Wait until each process has written its part of a checkpoint, while the processes run."""
     limit = time.monotonic() + 120
-    while not what.exists():
+    while not any(checkpoints.glob(f"checkpoint-*/{training.WORLD_SIZE}")) or (
+        training.newest_whole_checkpoint(checkpoints) is None
+    ):
         for one in launched:
             assert one.poll() is None, f"{one.args!r} ended with {one.returncode}"
-        assert time.monotonic() < limit, f"{what} did not come"
+        assert time.monotonic() < limit, f"no checkpoint came below {checkpoints}"
         time.sleep(0.01)
 
 

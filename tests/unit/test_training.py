@@ -217,3 +217,21 @@ def test_a_weight_without_gradient_is_noticed() -> None:
 def test_the_run_record_is_json(tmp_path: Path) -> None:
     run = training.prepare_run(tmp_path / "cpu", CONFIG)
     assert json.loads((run / "run.json").read_text(encoding="utf-8"))["learning_rate"] == 1e-3
+
+
+def test_a_run_whose_record_was_cut_off_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = training.prepare_run(tmp_path / "cpu", CONFIG)
+    (run / "checkpoints" / "checkpoint-5").mkdir()
+
+    def stop_in_the_middle(path: Path, text: str, **_: Any) -> int:
+        with path.open("w", encoding="utf-8") as file:
+            file.write(text[: len(text) // 2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", stop_in_the_middle)
+        with pytest.raises(KeyboardInterrupt):
+            training.prepare_run(run, CONFIG)
+    assert (training.prepare_run(run, CONFIG) / "checkpoints" / "checkpoint-5").is_dir()

@@ -124,11 +124,15 @@ def _load_files(path: Path) -> DatasetDict:
     if builder == "json":
         return DatasetDict({split: _from_json(names) for split, names in files.items()})
     try:
-        return load_dataset(builder, data_files=files)
-    except (DatasetGenerationError, ValueError) as error:
+        splits = load_dataset(builder, data_files=files)
+        for rows in splits.values():
+            rows.data.validate(full=True)  # Parquet's text is not decoded before it is used
+        return splits
+    except (DatasetGenerationError, ValueError, TypeError, OSError, NotImplementedError) as error:
         cause = error.__cause__ or error
         raise DataError(
-            f"{path} cannot be read: {cause}. Each row needs the same columns and types."
+            f"{path} cannot be read: {cause}. Each row needs the same columns and types, and text "
+            "has to be UTF-8: write the file anew."
         ) from error
 
 

@@ -76,7 +76,8 @@ def test_a_killed_notebook_goes_on(
     checkpoints = run / CHECKPOINTS.get(recipe, "checkpoints")
 
     def first_checkpoint() -> bool:
-        return any(checkpoints.glob("checkpoint-*/trainer_state.json"))
+        written = any(checkpoints.glob("checkpoint-*/trainer_state.json"))
+        return written and training.newest_whole_checkpoint(checkpoints) is not None
 
     killed_once(client_for(recipe), first_checkpoint)
     assert not (run / "metrics.json").exists()

@@ -6,9 +6,12 @@ import csv
 import io
 import json
 import random
+from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa  # type: ignore[import-untyped]
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 Row = dict[str, Any]
 LONGEST = 20_000  # characters of a giant text
@@ -183,13 +186,49 @@ def csv_table(draw: st.DrawFn, found: list[Row]) -> bytes:
     return content
 
 
+def column(values: list[Any]) -> pa.Array:
+    """One column as Parquet has it, of one type: text in JSON's escapes where there are several."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError):
+        return pa.array([json.dumps(value) for value in values])
+
+
+@st.composite
+def parquet_table(draw: st.DrawFn, found: list[Row]) -> bytes:
+    """The bytes of a Parquet file, of types that other tools write, at times with a wrong byte."""
+    names = dict.fromkeys(name for one in found for name in one)
+    columns = {name: column([one.get(name) for one in found]) for name in names}
+    for name, values in columns.items():
+        if pa.types.is_string(values.type):
+            write = draw(st.sampled_from(TEXT_TYPES))
+            columns[name] = write(values)
+    file = io.BytesIO()
+    parquet.write_table(pa.table(columns), file)
+    content = bytearray(file.getvalue())
+    if draw(SELDOM):
+        content[draw(st.integers(0, len(content) - 1))] ^= 0x5A
+    return bytes(content)
+
+
+TEXT_TYPES: tuple[Callable[[pa.Array], pa.Array], ...] = (
+    lambda values: values,
+    lambda values: values,
+    lambda values: values.cast(pa.large_string()),
+    lambda values: values.cast(pa.binary()),  # as writers that know no text do
+    lambda values: values.dictionary_encode(),  # a category, as pandas says
+)
+
+
 @st.composite
 def any_file(draw: st.DrawFn, usual: tuple[str, ...]) -> tuple[str, bytes]:
     """A file's ending and its bytes, at times cut off in the middle as by a full disk."""
     found = draw(rows(usual))
-    kind = draw(st.sampled_from(["jsonl", "jsonl", "json", "csv"]))
+    kind = draw(st.sampled_from(["jsonl", "jsonl", "json", "csv", "parquet"]))
     if kind == "csv":
         content = draw(csv_table(found))
+    elif kind == "parquet":
+        content = draw(parquet_table(found))
     elif kind == "json":
         content = json.dumps(found).encode()
     else:

@@ -1,12 +1,15 @@
 """Own data is used, dropped with a count, or refused with a sentence; labels are checked."""
 
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 from datasets import Dataset, load_dataset
+from pyarrow import parquet
 from transformers import GenerationConfig, PreTrainedConfig
 
 from cookbook import data, evaluation
@@ -33,6 +36,30 @@ def test_own_files_of_every_format_get_a_test_split(tmp_path: Path, suffix: str)
     splits = data.load_splits(str(path))
     assert len(splits["train"]) == 36 and len(splits["test"]) == 4
     assert not set(splits["train"]["prompt"]) & set(splits["test"]["prompt"])
+
+
+def _wrong_text(content: bytes) -> bytes:
+    """One letter of the text is no UTF-8 any more."""
+    return content.replace(b"question 7", b"question \xff")
+
+
+def _wrong_schema(content: bytes) -> bytes:
+    """The description of the columns, at the end of the file, begins with nonsense."""
+    at = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    return content[:at] + b"\x5a" * 8 + content[at + 8 :]
+
+
+@pytest.mark.parametrize("damaged", [_wrong_text, _wrong_schema])
+def test_a_damaged_parquet_file_is_refused(
+    damaged: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    whole, path = io.BytesIO(), tmp_path / "mine.parquet"
+    rows = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(40)]
+    parquet.write_table(pa.Table.from_pylist(rows), whole, compression="none")
+    path.write_bytes(damaged(whole.getvalue()))
+    assert path.read_bytes() != whole.getvalue()
+    with pytest.raises(DataError, match="mine.parquet cannot be read"):
+        data.load_splits(str(path))
 
 
 def test_copies_of_training_rows_leave_the_cut_test_split(tmp_path: Path) -> None:

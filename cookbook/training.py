@@ -330,7 +330,7 @@ class _Guard(TrainerCallback):
         if args.world_size > 1 and args.should_save:
             # A process can end before it has written its part, which no file of others tells.
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / WORLD_SIZE).write_text(f"{args.world_size}\n", encoding="ascii")
+            write_atomically(folder / WORLD_SIZE, f"{args.world_size}\n")
 
 
 @contextmanager

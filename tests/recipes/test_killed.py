@@ -20,6 +20,7 @@ from nbclient.exceptions import DeadKernelError
 from cookbook import training
 from cookbook.profiles import ROOT
 from tests.recipes.test_any_model import OWN, environment, tiny
+from tests.reliability.processes import has_whole
 
 __all__ = ["environment"]  # a fixture
 
@@ -75,11 +76,7 @@ def test_a_killed_notebook_goes_on(
 
     checkpoints = run / CHECKPOINTS.get(recipe, "checkpoints")
 
-    def first_checkpoint() -> bool:
-        written = any(checkpoints.glob("checkpoint-*/trainer_state.json"))
-        return written and training.newest_whole_checkpoint(checkpoints) is not None
-
-    killed_once(client_for(recipe), first_checkpoint)
+    killed_once(client_for(recipe), lambda: has_whole(checkpoints))
     assert not (run / "metrics.json").exists()
     client_for(recipe).execute()
     train = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["train"]

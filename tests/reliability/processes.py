@@ -149,12 +149,16 @@ def processes(number: int) -> list[str]:
     return [*TORCHRUN, "--standalone", "--nproc-per-node", str(number)]
 
 
+def has_whole(checkpoints: Path) -> bool:
+    """Tell whether a checkpoint was written to its end; looks into none before its last files."""
+    written = any(checkpoints.glob("checkpoint-*/trainer_state.json"))
+    return written and training.newest_whole_checkpoint(checkpoints) is not None
+
+
 def wait_for_whole(checkpoints: Path, launched: Sequence[subprocess.Popen[str]]) -> None:
     """Wait until each process has written its part of a checkpoint, while the processes run."""
     limit = time.monotonic() + 120
-    while not any(checkpoints.glob(f"checkpoint-*/{training.WORLD_SIZE}")) or (
-        training.newest_whole_checkpoint(checkpoints) is None
-    ):
+    while not has_whole(checkpoints):
         for one in launched:
             assert one.poll() is None, f"{one.args!r} ended with {one.returncode}"
         assert time.monotonic() < limit, f"no checkpoint came below {checkpoints}"

@@ -88,14 +88,10 @@ class _Index:
     def holds(self, text: str) -> bool:
         read = self._read(text)
         # The rule on rare runs holds for the text with fewer runs: this one or the other.
+        of_rare, of_any = self._rarest(read), read.ranks
+        found = chain(_numbers(self._by_run, of_rare), _numbers(self._by_rare_run, of_any))
         return read.words in self._words or any(
-            self._alike(read, self._texts[number])
-            for number in _unique(
-                chain(
-                    _numbers(self._by_run, self._rarest(read)),
-                    _numbers(self._by_rare_run, read.ranks),
-                )
-            )
+            self._alike(read, self._texts[number]) for number in dict.fromkeys(found)
         )
 
     def _alike(self, one: _Text, other: _Text) -> bool:
@@ -127,14 +123,6 @@ def _ranks(texts: Iterable[str]) -> dict[str, int]:
 def _numbers(index: dict[int, list[int]], ranks: Iterable[int]) -> Iterator[int]:
     for rank in ranks:
         yield from index.get(rank, ())
-
-
-def _unique(numbers: Iterable[int]) -> Iterator[int]:
-    seen: set[int] = set()
-    for number in numbers:
-        if number not in seen:
-            seen.add(number)
-            yield number
 
 
 def _words(text: str) -> list[str]:

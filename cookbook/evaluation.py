@@ -126,13 +126,12 @@ def text_loss(
     `max_length` tokens. An encoder-decoder reads the first half of each and is scored on the rest.
     """
     ids = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
-    rows = {"input_ids": ids, "labels": ids}
+    read = scored = ids
     if model.config.is_encoder_decoder:
-        rows = {
-            "input_ids": [row[: len(row) // 2] for row in ids],
-            "labels": [row[len(row) // 2 :] for row in ids],
-        }
-    return completion_loss(model, Dataset.from_dict(rows), batch_size)
+        read = [row[: len(row) // 2] for row in ids]
+        scored = [row[len(row) // 2 :] for row in ids]
+    rows = Dataset.from_dict({"input_ids": read, "labels": scored})
+    return completion_loss(model, rows, batch_size)
 
 
 @torch.inference_mode()

@@ -109,13 +109,9 @@ class Plan:
         """
         today = 1 - step_of(resumed_from) / trainer.state.global_step
         seconds = float(trainer.state.log_history[-1]["train_runtime"])
-        found = {
-            "seconds": {"planned": today * self.seconds, "measured": seconds},
-            "peak_memory_bytes": {
-                "planned": self.memory.total,
-                "measured": float(peak_memory_bytes()),
-            },
-        }
+        peak = {"planned": self.memory.total, "measured": float(peak_memory_bytes())}
+        times = {"planned": today * self.seconds, "measured": seconds}
+        found = {"seconds": times, "peak_memory_bytes": peak}
         for name, unit, size in (("seconds", "minutes", 60), ("peak_memory_bytes", "GiB", GIB)):
             planned, seen = found[name].values()
             print(
@@ -147,11 +143,12 @@ def plan_training(
     what another model takes, in bytes, that will be held meanwhile.
     """
     held = torch.float32 if lora is None else base_dtype or dtype
-    model = _without_content(model_config, settings, held, lora)
+    models = [_without_content(model_config, settings, held, lora, count) for count in (None, 1, 2)]
     checkpointing = bool(getattr(settings, "activation_checkpointing", False))
-    kept, logits, operations = _trace(model, longest, dtype, checkpointing)
+    kept, logits, operations = _needs(models, longest, dtype, checkpointing)
     if typical != longest:
-        *_, operations = _trace(model, typical, dtype, checkpointing)
+        *_, operations = _needs(models, typical, dtype, checkpointing)
+    model = models[0]
     trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
     sizes = (one.numel() * one.element_size() for one in model.parameters())
     frozen = float(sum(sizes)) - 4 * trained
@@ -224,19 +221,24 @@ def matmul_rate(dtype: torch.dtype, seconds: float = 0.1) -> float:
 
 
 def _without_content(
-    model_config: PretrainedConfig, settings: SimpleNamespace, dtype: torch.dtype, lora: Any
+    model_config: PretrainedConfig,
+    settings: SimpleNamespace,
+    dtype: torch.dtype,
+    lora: Any,
+    layers: int | None,
 ) -> PreTrainedModel:
-    """Return the model as it will be trained, with shapes instead of weights."""
+    """Return the model as it will be trained, or its first `layers`, with shapes for weights."""
     pairs = model_config.is_encoder_decoder
-    kind = AutoModelForSeq2SeqLM if pairs else AutoModelForCausalLM
+    kind: Any = AutoModelForSeq2SeqLM if pairs else AutoModelForCausalLM
+    config = copy.deepcopy(model_config if pairs else model_config.get_text_config())
+    if layers:
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
     attention = getattr(settings, "attn_implementation", None)
     with torch.device("meta"):
-        build: Any = kind.from_config
-        model: PreTrainedModel = build(
-            model_config if pairs else model_config.get_text_config(),
-            dtype=dtype,
-            **({} if attention is None else {"attn_implementation": attention}),
-        )
+        chosen = {} if attention is None else {"attn_implementation": attention}
+        model: PreTrainedModel = kind.from_config(config, dtype=dtype, **chosen)
         if lora is not None:
             from peft import get_peft_model
 
@@ -258,11 +260,37 @@ def _in_4_bits(model: PreTrainedModel, frozen: float) -> float:
     return frozen
 
 
-def _trace(
-    model: PreTrainedModel, shape: Shape, dtype: torch.dtype, checkpointing: bool
+def _needs(
+    models: list[PreTrainedModel], shape: Shape, dtype: torch.dtype, checkpointing: bool
 ) -> tuple[float, float, float]:
     """Return what a micro-batch takes: bytes kept for the backward pass, bytes of the logits, and
     operations.
+
+    `models` are the model, and its first and first two layers. Tracing a layer takes a tenth of a
+    second; where all are alike, the few tell what each further one adds.
+    """
+    text = models[0].config.get_text_config()
+    layers, width = text.num_hidden_layers, text.hidden_size
+
+    def further(one: float, two: float) -> float:
+        return one + (float(layers) - 1) * (two - one)
+
+    whole, *few = (sum(weight.numel() for weight in one.parameters()) for one in models)
+    one_kind = len(set(getattr(text, "layer_types", None) or [""])) == 1
+    if layers > 2 and one_kind and whole == further(*few):
+        found = list(map(further, *(_trace(model, shape, dtype) for model in models[1:])))
+    else:
+        found = list(_trace(models[0], shape, dtype))
+    total, of_loss, operations, forward = found
+    if checkpointing:  # each layer keeps its input, and one at a time computes the rest again
+        inputs = shape.rows * shape.length * width * (4 if dtype == torch.float32 else 2)
+        return inputs * layers + total / layers, of_loss, operations + forward
+    return total, of_loss, operations
+
+
+def _trace(model: PreTrainedModel, shape: Shape, dtype: torch.dtype) -> tuple[float, ...]:
+    """Return the bytes that a micro-batch keeps, those of its logits, and its operations: all, and
+    those of the forward pass.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kept: dict[int, tuple[int, torch.UntypedStorage]] = {}  # held, so that no address occurs twice
@@ -287,12 +315,7 @@ def _trace(
         operations = float(counter.get_total_flops())
     # The logits and their gradient as computed, their softmax and its gradient in float32.
     of_loss = float(logits.numel() * 2 * (4 + logits.element_size()))
-    if checkpointing:  # each layer keeps its input, and one at a time computes the rest again
-        text = model.config.get_text_config()
-        layers, width = text.num_hidden_layers, text.hidden_size
-        inputs = shape.rows * shape.length * width * (4 if dtype == torch.float32 else 2)
-        return inputs * layers + total / layers, of_loss, operations + forward
-    return total, of_loss, operations
+    return total, of_loss, operations, float(forward)
 
 
 def _forward(model: PreTrainedModel, shape: Shape, device: str) -> torch.Tensor:

@@ -23,10 +23,7 @@ from cookbook.profiles import ROOT, compute_dtype, device_name, place_in_launch
 from cookbook.training import loss_curve, moving_mean, step_of, write_atomically
 
 COLORS = ("#30638e", "#d1495b", "#edae49")
-_VERSIONS = (
-    *("torch", "transformers", "datasets", "accelerate"),
-    *("peft", "trl", "bitsandbytes", "deeplake"),
-)
+_VERSIONS = "torch transformers datasets accelerate peft trl bitsandbytes deeplake".split()
 
 
 def run_folder(recipe: str, config: SimpleNamespace) -> Path:

@@ -25,12 +25,10 @@ def parameters(notebook: nbformat.NotebookNode) -> dict[str, Any]:
     """Return the literals that the notebook's `parameters` cell assigns, such as `PROFILES`."""
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
-            assignments = [
-                one for one in ast.parse(cell.source).body if isinstance(one, ast.Assign)
-            ]
             return {
                 target.id: ast.literal_eval(one.value)
-                for one in assignments
+                for one in ast.parse(cell.source).body
+                if isinstance(one, ast.Assign)
                 for target in one.targets
                 if isinstance(target, ast.Name)
             }

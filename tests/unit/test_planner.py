@@ -38,7 +38,7 @@ SMALL: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 64,
     "num_attention_heads": 4,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 4,
 }
 GROUPED: dict[str, Any] = {"num_key_value_heads": 2, "intermediate_size": 96, "head_dim": 16}
 FAMILIES: dict[str, PretrainedConfig] = {
@@ -47,11 +47,17 @@ FAMILIES: dict[str, PretrainedConfig] = {
     "opt": OPTConfig(**SMALL, ffn_dim=96, word_embed_proj_dim=64, dropout=0.0),
     "gemma3": Gemma3TextConfig(**SMALL, **GROUPED),
     "qwen3": Qwen3Config(**SMALL, **GROUPED),
+    "gemma3, two kinds of layers": Gemma3TextConfig(
+        **SMALL,
+        **GROUPED,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    ),
     "gpt2": GPT2Config(
-        vocab_size=64, n_embd=64, n_head=4, n_layer=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+        vocab_size=64, n_embd=64, n_head=4, n_layer=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
     ),
     "t5": T5Config(
-        vocab_size=64, d_model=64, d_kv=16, d_ff=96, num_heads=4, num_layers=2, dropout_rate=0.0
+        vocab_size=64, d_model=64, d_kv=16, d_ff=96, num_heads=4, num_layers=4, dropout_rate=0.0
     ),
 }
 SETTINGS = SimpleNamespace(
@@ -125,6 +131,21 @@ def test_what_a_step_keeps_and_computes(dtype: torch.dtype, family: str, adapted
     activations = found.memory.activations / planner.ALLOCATOR["cpu"]
     assert activations == pytest.approx(kept, rel=0.02)
     assert found.operations == 10 * 2 * operations
+
+
+def test_layers_that_differ_are_all_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of layers that are alike two are: what a further one adds is known then, for any number."""
+    traced = []
+    trace = planner._trace
+
+    def watched(model: Any, *given: Any) -> tuple[float, ...]:
+        traced.append(model.config.get_text_config().num_hidden_layers)
+        return trace(model, *given)
+
+    monkeypatch.setattr(planner, "_trace", watched)
+    plan(FAMILIES["llama"])
+    plan(FAMILIES["gemma3, two kinds of layers"])
+    assert traced == [1, 2, 4]
 
 
 def test_full_fine_tuning_holds_sixteen_bytes_a_weight() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.features import Value
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -255,8 +256,12 @@ def check_columns(rows: Dataset | IterableDataset, columns: Sequence[str], name:
 def drop_rows_without(rows: Dataset, columns: Sequence[str], name: str = "data") -> Dataset:
     """Drop rows in which one of the columns is empty or no text, saying how many.
 
-    Stops with `DataError` where none is left.
+    A column of numbers, or of true and false, becomes text. Stops with `DataError` where no row is
+    left.
     """
+    for column in columns:
+        if getattr(rows.features[column], "dtype", "").startswith(("int", "uint", "float", "bool")):
+            rows = rows.cast_column(column, Value("string"))
 
     def whole(row: dict[str, Any]) -> bool:
         return all(isinstance(row[column], str) and row[column].strip() for column in columns)
@@ -422,7 +427,7 @@ class SupervisedView:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: Dataset, count: int = 2) -> None:
-        examples = rows.select(range(min(count, len(rows))))
+        examples = rows.take(count)
         self._examples = [_runs(tokenizer, row["input_ids"], row["labels"]) for row in examples]
 
     def __str__(self) -> str:
@@ -432,14 +437,11 @@ class SupervisedView:
         return "\n\n".join(marked)
 
     def _repr_html_(self) -> str:
-        blocks = []
-        for runs in self._examples:
-            parts = [
-                f"<mark>{html.escape(text)}</mark>" if on else html.escape(text)
-                for text, on in runs
-            ]
-            blocks.append(f"<pre style='white-space:pre-wrap'>{''.join(parts)}</pre>")
-        return "".join(blocks)
+        def shown(text: str, on: bool) -> str:
+            return f"<mark>{html.escape(text)}</mark>" if on else html.escape(text)
+
+        blocks = ["".join(shown(*run) for run in runs) for runs in self._examples]
+        return "".join(f"<pre style='white-space:pre-wrap'>{block}</pre>" for block in blocks)
 
 
 def _runs(

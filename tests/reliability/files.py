@@ -7,6 +7,7 @@ import io
 import json
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -16,7 +17,9 @@ from pyarrow import parquet
 Row = dict[str, Any]
 LONGEST = 20_000  # characters of a giant text
 
-SELDOM = st.sampled_from([True, False, False, False, False, False])
+SELDOM = st.sampled_from([False] * 5 + [True])
+# A wrong byte ends most files at once; what comes after the reader has to be reached as well.
+HARDLY_EVER = st.sampled_from([False] * 15 + [True])
 
 words = st.lists(
     st.sampled_from("the sum of is 12 85 net sales rose fell what".split()), max_size=12
@@ -52,7 +55,15 @@ roles = st.sampled_from(["user", "assistant", "system", "tool", "robot", "", Non
 @st.composite
 def worked(draw: st.DrawFn) -> str:
     """A solution with or without the line that recipes look for."""
-    ends = ["\n#### 85", "\n#### ", " 85", "\n#### 1/2\n#### 3", "</think>85"]
+    ends = [
+        "\n#### 85",
+        "\n#### 85",
+        "\n#### 3.5",
+        "\n#### ",
+        " 85",
+        "\n#### 1/2\n#### 3",
+        "</think>85",
+    ]
     return draw(st.sampled_from(["", "<think>"])) + draw(plain) + draw(st.sampled_from(ends))
 
 
@@ -74,7 +85,7 @@ def row(columns: tuple[str, ...]) -> st.SearchStrategy[Row]:
     """A row with these columns, most values of the right kind."""
     kinds: dict[str, st.SearchStrategy[Any]] = {
         "label": labels,
-        "completion": st.one_of(worked(), texts),
+        "completion": st.one_of(worked(), worked(), texts),
         "answer": st.sampled_from(["85", "-3", "1,200", "1/2", "", "eighty"]),
         "messages": turns(),
     }
@@ -95,8 +106,8 @@ SHAPES = (
 
 @st.composite
 def rows(draw: st.DrawFn, usual: tuple[str, ...]) -> list[Row]:
-    """A table, half of them with the columns that the recipe wants."""
-    columns = draw(st.one_of(st.just(usual), st.sampled_from(SHAPES)))
+    """A table, most of them with the columns that the recipe wants."""
+    columns = draw(st.sampled_from(SHAPES) if draw(SELDOM) else st.just(usual))
     found = draw(st.lists(row(columns), min_size=draw(st.sampled_from([0, 3, 8])), max_size=12))
     if not draw(SELDOM):  # so that a test split can be cut: enough rows, and no two alike
         found = [number(one, columns[0], n) for n, one in enumerate(4 * found)]
@@ -121,6 +132,23 @@ def wrong_type(found: list[Row], dice: random.Random, draw: st.DrawFn) -> list[R
     name = dice.choice(sorted(found[0]))
     found[dice.randrange(len(found))][name] = draw(no_text)
     return found
+
+
+def another_type(found: list[Row], dice: random.Random, draw: st.DrawFn) -> list[Row]:
+    """Give a whole column one type, as tables have it, that is no text."""
+    name = dice.choice(sorted(found[0]) or ["text"])
+    kind = draw(st.sampled_from(OTHER_TYPES))
+    return [one | {name: kind(n)} for n, one in enumerate(found)]
+
+
+OTHER_TYPES: tuple[Callable[[int], Any], ...] = (
+    lambda n: n,
+    lambda n: n + 0.5,
+    lambda n: n % 2 == 0,
+    lambda n: None,
+    lambda n: [f"part {n}"],
+    lambda n: {"value": f"text {n}"},
+)
 
 
 def missing_column(found: list[Row], dice: random.Random, draw: st.DrawFn) -> list[Row]:
@@ -157,7 +185,7 @@ def all_empty(found: list[Row], dice: random.Random, draw: st.DrawFn) -> list[Ro
     return [one | {name: dice.choice(["", " ", "\t"])} for one in found]
 
 
-FAULTS = (wrong_type, missing_column, extra_column, duplicates, one_giant, all_empty)
+FAULTS = (wrong_type, another_type, missing_column, extra_column, duplicates, one_giant, all_empty)
 
 
 @st.composite
@@ -165,7 +193,7 @@ def jsonl(draw: st.DrawFn, found: list[Row]) -> bytes:
     """The bytes of a file of JSON lines, at times with a line that is none."""
     lines = [json.dumps(one, ensure_ascii=draw(st.booleans())) for one in found]
     data = [line.encode("utf-8", "surrogatepass") for line in lines]
-    if draw(SELDOM):
+    if draw(HARDLY_EVER):
         data.insert(draw(st.integers(0, len(data))), draw(st.sampled_from(DAMAGES)))
     ending = draw(st.sampled_from([b"\n", b"\n", b"\r\n", b"\n\n"]))
     return draw(st.sampled_from([b"", b"", b"", b"\xef\xbb\xbf"])) + ending.join(data) + ending
@@ -179,7 +207,7 @@ def csv_table(draw: st.DrawFn, found: list[Row]) -> bytes:
     writer.writeheader()
     writer.writerows(found)
     content = table.getvalue().encode("utf-8", "surrogatepass")
-    if draw(SELDOM):
+    if draw(HARDLY_EVER):
         content += draw(
             st.sampled_from([b'"never ends\n', b"a,b,c,d,e,f,g\n", b"\xff,\xfe\n", b"\x00"])
         )
@@ -206,7 +234,7 @@ def parquet_table(draw: st.DrawFn, found: list[Row]) -> bytes:
     file = io.BytesIO()
     parquet.write_table(pa.table(columns), file)
     content = bytearray(file.getvalue())
-    if draw(SELDOM):
+    if draw(HARDLY_EVER):
         content[draw(st.integers(0, len(content) - 1))] ^= 0x5A
     return bytes(content)
 
@@ -233,7 +261,7 @@ def any_file(draw: st.DrawFn, usual: tuple[str, ...]) -> tuple[str, bytes]:
         content = json.dumps(found).encode()
     else:
         content = draw(jsonl(found))
-    if draw(SELDOM):
+    if draw(HARDLY_EVER):
         content = content[: len(content) // 2]
     return kind, content
 
@@ -252,14 +280,23 @@ DAMAGES = (
 )
 
 
-def right(columns: tuple[str, ...]) -> bytes:
-    """The bytes of a file with which nothing is wrong."""
+def right(columns: tuple[str, ...], count: int = 60) -> bytes:
+    """The bytes of a file of `count` rows with which nothing is wrong."""
     rows = []
-    length = 40 if columns == ("text",) else 8  # the words of a text that is cut into blocks
-    for n in range(60):
+    length = 400 if columns == ("text",) else 8  # the words of a text that is cut into blocks
+    for n in range(count):
         own = " ".join(f"word{n}{place}" for place in range(length))
         values = {"label": ["positive", "negative"][n % 2], "completion": f"{own}\n#### {n}"}
         rows.append({name: values.get(name, own) for name in columns} | {columns[0]: own})
         if "answer" in columns:
             rows[-1]["answer"] = str(n)
     return "\n".join(map(json.dumps, rows)).encode()
+
+
+def folder(path: Path, columns: tuple[str, ...], count: int) -> Path:
+    """Write a folder with `count` training rows and one test row, none alike."""
+    *train, test = right(columns, count + 1).splitlines(keepends=True)
+    path.mkdir()
+    (path / "train.jsonl").write_bytes(b"".join(train))
+    (path / "test.jsonl").write_bytes(test)
+    return path

@@ -374,3 +374,26 @@ def test_the_embedded_default_must_be_built(
     monkeypatch.setenv("COOKBOOK_OFFLINE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="make offline"):
         data.resolve_model("offline:SmolLM2-135M-Instruct")
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        ([1, None, 3], ["1", "3"]),
+        ([0.5, 2.0, None], ["0.5", "2"]),
+        ([True, False, None], ["true", "false"]),
+        (["a", " ", "b"], ["a", "b"]),
+    ],
+)
+def test_numbers_and_truths_are_text(
+    values: list[Any], kept: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = data.drop_rows_without(Dataset.from_dict({"label": values}), ["label"])
+    assert list(rows["label"]) == kept
+    assert "Dropped 1 rows of the data: no text in label." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("values", [[["a"], ["b"]], [{"a": "b"}], [b"\xff", b"b"], [None, None]])
+def test_what_is_no_text_is_refused(values: list[Any]) -> None:
+    with pytest.raises(data.DataError, match="no usable row left"):
+        data.drop_rows_without(Dataset.from_dict({"label": values}), ["label"])

@@ -17,7 +17,7 @@ from tests.reliability.loading import NOTEBOOKS, Recipe
 
 # Files for each recipe, the same every time: a gate that draws anew fails on commits that changed
 # nothing. `python -m tests.reliability loading` draws anew, and so does a workflow every week.
-QUICK, MORE = 15, 60
+QUICK, MORE = 15, 40
 
 
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)

@@ -270,17 +270,17 @@ def _needs(
     second; where all are alike, the few tell what each further one adds.
     """
     text = models[0].config.get_text_config()
-    layers, width = text.num_hidden_layers, text.hidden_size
+    layers, width = int(text.num_hidden_layers), text.hidden_size
 
-    def further(one: float, two: float) -> float:
-        return one + (float(layers) - 1) * (two - one)
+    def of_all(one: float, two: float) -> float:
+        return one + (layers - 1) * (two - one)
 
     whole, *few = (sum(weight.numel() for weight in one.parameters()) for one in models)
     one_kind = len(set(getattr(text, "layer_types", None) or [""])) == 1
-    if layers > 2 and one_kind and whole == further(*few):
-        found = list(map(further, *(_trace(model, shape, dtype) for model in models[1:])))
+    if layers > 2 and one_kind and whole == of_all(*few):
+        found = tuple(map(of_all, *(_trace(model, shape, dtype) for model in models[1:])))
     else:
-        found = list(_trace(models[0], shape, dtype))
+        found = _trace(models[0], shape, dtype)
     total, of_loss, operations, forward = found
     if checkpointing:  # each layer keeps its input, and one at a time computes the rest again
         inputs = shape.rows * shape.length * width * (4 if dtype == torch.float32 else 2)

@@ -18,7 +18,7 @@ import torch
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from cookbook.profiles import CookbookError, join_processes, quiet_bitsandbytes
+from cookbook.profiles import CookbookError, join_processes
 
 _PR_SET_PDEATHSIG = 1  # from Linux's sys/prctl.h
 
@@ -81,7 +81,6 @@ def _start() -> int:
 
 def _work(call: Path) -> int:
     """Be one of torchrun's processes."""
-    quiet_bitsandbytes()
     join_processes()
     function, arguments = pickle.loads(call.read_bytes())
     try:

@@ -1,6 +1,5 @@
 """Which profile a machine runs, at which precision, and whether its environment is complete."""
 
-import logging
 import os
 import platform
 import sys
@@ -166,7 +165,6 @@ def check_environment(group: str, root: Path = ROOT) -> str:
     if missing or wrong != tolerated:
         problems = [*(f"{name} is not installed" for name in missing), *wrong]
         raise CookbookError(f"{'; '.join(problems)}. Run: make install-{group}")
-    quiet_bitsandbytes()
     shown = ["torch", "transformers", *(one.name for one in own)]
     rows = {name: str(versions[name]) for name in dict.fromkeys(shown)}
     rows |= {"device": device_name(), "precision": str(compute_dtype()).removeprefix("torch.")}
@@ -174,15 +172,6 @@ def check_environment(group: str, root: Path = ROOT) -> str:
         rows["other versions"] = ", ".join(tolerated)
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
-
-
-def quiet_bitsandbytes() -> None:
-    """Silence a warning at bitsandbytes' import: an optional kernel for evaluation is missing.
-
-    It comes where a CPU has AVX512-BF16, and nothing here would use that kernel
-    (`training.keep_4bit_layers_trainable`).
-    """
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _installed_version(name: str) -> str | None:

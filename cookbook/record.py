@@ -15,13 +15,15 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import nbformat
 
-from cookbook.profiles import ROOT
+from cookbook import proof
+from cookbook.profiles import ROOT, CookbookError
 from cookbook.report import cells, others
 from cookbook.run import parameters, recipe_of
 
@@ -46,22 +48,49 @@ def result_path(content: Run) -> Path:
 
 
 def record(notebook: Path, seed: int) -> Path:
-    """Run one notebook with one seed in a folder of its own and keep its result."""
+    """Run one notebook with one seed in a folder of its own and keep its result.
+
+    The result carries the digests of what was run. Raises CookbookError where that was changed
+    meanwhile: nobody could say what the figures belong to.
+    """
+    recipe = recipe_of(notebook)
     with tempfile.TemporaryDirectory() as runs:
         environment = os.environ | {"COOKBOOK_SEED": str(seed), "COOKBOOK_RUNS": runs}
         command = [sys.executable, "-m", "cookbook.run", str(notebook)]
-        started = time.monotonic()
+        digests, started = proof.digests(recipe), time.monotonic()
         subprocess.run(command, check=True, env=environment, cwd=ROOT)
         seconds = round(time.monotonic() - started, 1)
-        source = next(Path(runs, recipe_of(notebook)).glob("*/metrics.json"))
-        content = json.loads(source.read_text(encoding="utf-8")) | {"notebook_seconds": seconds}
+        source = next(Path(runs, recipe).glob("*/metrics.json"))
+        executed = nbformat.read(source.with_name(notebook.name), as_version=4)
+        changed = proof.changes(digests, proof.digests(recipe))
+        if changed or proof.code_digest(executed) != digests["notebook"]:
+            what = ", ".join(changed) or "notebook"
+            raise CookbookError(f"{recipe} was changed while it ran ({what}): record it again.")
+        content = json.loads(source.read_text(encoding="utf-8")) | {
+            "date": datetime.now(UTC).date().isoformat(),
+            "digests": digests,
+            "notebook_seconds": seconds,
+            "imports_seconds": imports_seconds(executed),
+        }
         target = result_path(content)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        text = json.dumps(proof.sealed(content), indent=1, sort_keys=True)
+        target.write_text(text + "\n", encoding="utf-8")
         for picture in source.parent.glob("*.png") if seed == 0 else ():
             shutil.copy(picture, target.parent / f"{content['profile']}-{picture.name}")
         _keep_for_reading(source.parent, seed)
     return target
+
+
+def imports_seconds(executed: nbformat.NotebookNode) -> float:
+    """Return the seconds from a notebook's first cell to the end of its cell of imports."""
+    cells = [cell for cell in executed.cells if cell.cell_type in ("code", "markdown")]
+    heading = next(n for n, cell in enumerate(cells) if cell.source.startswith("## Imports"))
+    ran = [cell.metadata.execution for cell in cells if cell.cell_type == "code"]
+    last = next(cell.metadata.execution for cell in cells[heading:] if cell.cell_type == "code")
+    ends = ran[0]["iopub.execute_input"], last["shell.execute_reply"]
+    first, done = (datetime.fromisoformat(end) for end in ends)
+    return round((done - first).total_seconds(), 1)
 
 
 def _keep_for_reading(run: Path, seed: int) -> None:
@@ -78,6 +107,27 @@ def recorded_runs(recipe: str | None = None) -> list[Run]:
     """Return the recorded runs, of one recipe or of all, in a fixed order."""
     paths = sorted((RESULTS / recipe if recipe else RESULTS).rglob("*-seed*.json"))
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def current(recipe: str, profile: str = "cpu") -> Run | None:
+    """Return a recorded run of what the repository holds today, None where there is none.
+
+    One seed is enough, as it is for the recipe's test: the margins come from all that are recorded.
+    """
+    present = proof.digests(recipe)
+    runs = [run for run in recorded_runs(recipe) if run["profile"] == profile]
+    return next((run for run in runs if run.get("digests") == present), None)
+
+
+def stale(recipe: str) -> list[str]:
+    """Return what changed since a recipe was recorded, nothing where a record is current."""
+    if current(recipe):
+        return []
+    runs = [run for run in recorded_runs(recipe) if "digests" in run and run["profile"] == "cpu"]
+    if not runs:
+        return ["no record with digests"]
+    newest = max(runs, key=lambda run: str(run["date"]))
+    return proof.changes(newest["digests"], proof.digests(recipe))
 
 
 def learning_margin(runs: Sequence[Run], metric: str) -> float:

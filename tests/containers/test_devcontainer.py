@@ -11,7 +11,7 @@ import pytest
 
 from tests.containers.engine import Build, Project
 
-pytestmark = pytest.mark.containers
+pytestmark = [pytest.mark.containers, pytest.mark.held("containers")]
 
 CLI = "@devcontainers/cli@0.89.0"
 NOTEBOOK = "01-Full-Fine-Tuning/GPT-2-From-Scratch.ipynb"

@@ -15,7 +15,7 @@ from scripts.poetry import ask_pip
 from tests.containers.__main__ import PACKAGES, RESULT
 from tests.containers.engine import Build, Project
 
-pytestmark = pytest.mark.containers
+pytestmark = [pytest.mark.containers, pytest.mark.held("containers")]
 
 
 def dependency_steps(build: Build) -> dict[str, bool]:

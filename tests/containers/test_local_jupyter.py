@@ -14,7 +14,7 @@ from tests.containers import engine, lab
 from tests.containers.lab import PICTURES, answer
 from tests.contract.repository import ROOT
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.held("browser")]
 
 
 def lent(tree: Path) -> dict[str, str]:

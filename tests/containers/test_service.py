@@ -13,7 +13,7 @@ from tests.containers import lab
 from tests.containers.engine import Build, Project
 from tests.containers.lab import PICTURES, answer
 
-pytestmark = pytest.mark.containers
+pytestmark = [pytest.mark.containers, pytest.mark.held("containers")]
 
 URL = re.compile(r"^JupyterLab: (http://127\.0\.0\.1:\d+)/lab\?token=(\S+)$", re.MULTILINE)
 SERVICE = "jupyter-cpu"

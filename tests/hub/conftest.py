@@ -30,18 +30,29 @@ def hub(session_hub: LoopbackHub) -> LoopbackHub:
 
 
 @pytest.fixture
-def own_hub(repositories: Path, tmp_path: Path) -> Iterator[LoopbackHub]:
-    """A Hub with copies of its own, which a test may change."""
-    with LoopbackHub(Path(shutil.copytree(repositories, tmp_path / "hub"))) as running:
-        yield running
+def own_hub(hub: LoopbackHub, repositories: Path, tmp_path: Path) -> Iterator[LoopbackHub]:
+    """The Hub with copies of the test's own, which it may change. The address stays the same."""
+    hub.root = Path(shutil.copytree(repositories, tmp_path / "hub")).resolve()
+    yield hub
+    hub.root = repositories.resolve()
+
+
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for what clients keep, at one place: libraries read it when they are imported."""
+    return tmp_path_factory.mktemp("caches")
 
 
 @pytest.fixture
-def lead_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[LoopbackHub, str], Path]:
+def lead_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caches: Path, shared_start: None
+) -> Callable[[LoopbackHub, str], Path]:
     """A function that leads notebooks to a Hub, on a GPU profile for two steps.
 
-    It returns the folder of the runs. Caches and runs are the test's own.
+    It returns the folder of the runs, which is the test's own. The caches are empty.
     """
+    shutil.rmtree(caches)
+    caches.mkdir()
 
     def lead(to: LoopbackHub, profile: str) -> Path:
         for name in (*UNSET, "COOKBOOK_MODEL", "COOKBOOK_DATASET", "COOKBOOK_PRECISION"):
@@ -54,7 +65,7 @@ def lead_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Loopba
             "COOKBOOK_SEED": "0",
             "COOKBOOK_RUNS": str(runs),
         }
-        for name, value in {**to.environment(tmp_path), **cookbook}.items():
+        for name, value in {**to.environment(caches), **cookbook}.items():
             monkeypatch.setenv(name, value)
         return runs
 

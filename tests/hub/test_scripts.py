@@ -22,12 +22,13 @@ from tests.reliability import processes
 
 IN_CI = ("01-Full-Fine-Tuning/GPT-2-From-Scratch", "02-PEFT/Falcon-7B-LoRA")
 PROFILE = "gpu16"
+HELD = pytest.mark.held("processes")
 
 
 def marked(path: Path) -> object:
     """Two of them in every run of the layer; the others take minutes."""
     if name_of(path) in IN_CI:
-        return pytest.param(path, id=name_of(path), marks=pytest.mark.hub)
+        return pytest.param(path, id=name_of(path), marks=[pytest.mark.hub, HELD])
     return pytest.param(path, id=name_of(path), marks=[pytest.mark.slow, pytest.mark.thorough])
 
 

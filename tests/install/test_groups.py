@@ -32,7 +32,7 @@ from tests.contract.repository import (
     notebooks,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.held("groups")]
 
 RESULTS = ROOT / "results" / "install" / "groups.json"
 INSTALL_LIMIT = 1200  # seconds; the first install downloads 3 GB

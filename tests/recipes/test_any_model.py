@@ -19,7 +19,7 @@ from cookbook import record
 from cookbook.offline import offline_path
 from cookbook.profiles import ROOT
 
-pytestmark = pytest.mark.recipes
+pytestmark = pytest.mark.own
 
 TIMEOUT = 300  # seconds per cell
 WORDS = (
@@ -162,7 +162,11 @@ def test_every_recipe_is_covered() -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("recipe", OWN)
 def test_own_model_and_data(
-    recipe: str, precision: str, environment: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: str,
+    precision: str,
+    environment: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shared_start: None,
 ) -> None:
     monkeypatch.setenv("COOKBOOK_PRECISION", precision)
     model_type, own, write = OWN[recipe]

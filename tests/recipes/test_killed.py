@@ -27,13 +27,14 @@ __all__ = ["environment"]  # a fixture
 STEPS = 12  # a checkpoint after every third
 # Of several trainings in a notebook, the one whose steps `metrics.json` tells of.
 CHECKPOINTS = {"03-Instruction-Tuning/Summarization-FLAN-T5": "checkpoints/full"}
+HELD = pytest.mark.held("kills")
 IN_CI = ("01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning", "02-PEFT/Falcon-7B-LoRA")
 
 
 def marked(recipe: str) -> object:
     """Two of them whenever recipes are executed; the others take minutes."""
     if recipe in IN_CI:
-        return pytest.param(recipe, id=recipe, marks=pytest.mark.recipes)
+        return pytest.param(recipe, id=recipe, marks=[pytest.mark.recipes, HELD])
     return pytest.param(recipe, id=recipe, marks=[pytest.mark.slow, pytest.mark.thorough])
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, FalconConfig
 from cookbook.offline import offline_path
 from cookbook.profiles import ROOT
 
-pytestmark = pytest.mark.recipes
+pytestmark = pytest.mark.own
 
 NOTEBOOK = ROOT / "02-PEFT" / "Falcon-7B-LoRA.ipynb"
 TIMEOUT = 300  # seconds per cell
@@ -48,7 +48,9 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def environment(own: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def environment(
+    own: Path, monkeypatch: pytest.MonkeyPatch, shared_start: None
+) -> Iterator[None]:
     values = {
         "PROFILE": "gpu16",
         "ALLOW_CPU": "1",

@@ -6,6 +6,7 @@ land in `runs/`, where the executed notebooks can be read.
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from nbmake.nb_run import NotebookRun
 
 from cookbook import record, run
-from cookbook.profiles import ROOT, choose_profile
+from cookbook.profiles import choose_profile
 from cookbook.report import run_folder
 from tests.hub.notebooks import deprecations, printed
 
@@ -49,10 +50,17 @@ def since(run: record.Run, metric: str, kind: str, name: str) -> dict[str, Any]:
     return moved
 
 
-@pytest.mark.parametrize(
-    "path", NOTEBOOKS, ids=[str(one.relative_to(ROOT).with_suffix("")) for one in NOTEBOOKS]
-)
-def test_the_notebook_runs_and_learns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def marked(path: Path) -> object:
+    """The notebook, held by the record of its recipe."""
+    recipe = run.recipe_of(path)
+    return pytest.param(path, id=recipe, marks=pytest.mark.held(recipe))
+
+
+@pytest.mark.parametrize("path", [marked(one) for one in NOTEBOOKS])
+def test_the_notebook_runs_and_learns(
+    path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("recipe", run.recipe_of(path))
     for name in ("MODEL", "DATASET", "MAX_STEPS", "SEED", "PRECISION"):
         monkeypatch.delenv(f"COOKBOOK_{name}", raising=False)
     monkeypatch.setenv("COOKBOOK_PROFILE", "cpu")
@@ -67,6 +75,10 @@ def test_the_notebook_runs_and_learns(path: Path, monkeypatch: pytest.MonkeyPatc
     assert "Failed to load" not in printed(result.nb)  # what a reader would take for an error
 
     content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    scores = [
+        f"{one['name']} {one['before']:.3f} -> {one['after']:.3f}" for one in content["metrics"]
+    ]
+    record_property("scores", ", ".join(scores))
     recorded = [one for one in record.recorded_runs(content["recipe"]) if one["profile"] == "cpu"]
     kept = MUST_KEEP.get(content["recipe"], {})
     for one in content["metrics"]:

@@ -25,6 +25,7 @@ IN_CI = 2  # kills of each method; `python -m tests.reliability` records more
 
 
 @pytest.mark.unit
+@pytest.mark.held("kills")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_killed_training_ends_where_an_undisturbed_one_does(method: str, tmp_path: Path) -> None:
     seen = kills.survive(method, tmp_path, IN_CI, random.Random(method))

@@ -57,11 +57,13 @@ def test_few_rows_are_used_or_refused(recipe: Recipe, tmp_path: Path, count: int
 
 
 @pytest.mark.unit
+@pytest.mark.held("loading")
 def test_no_file_ends_in_a_traceback(recipe: Recipe) -> None:
     assert loading.fuzz(recipe, QUICK, same_every_time=True).total() >= QUICK
 
 
 @pytest.mark.slow
+@pytest.mark.held("loading")
 def test_no_file_of_many_ends_in_a_traceback(recipe: Recipe) -> None:
     outcomes = loading.fuzz(recipe, MORE, same_every_time=True)
     assert outcomes["refused"] < outcomes.total(), "a fuzzer whose every file is refused at once"

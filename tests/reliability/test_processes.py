@@ -15,7 +15,7 @@ from tests.reliability import hosts, processes
 from tests.reliability.processes import Job, run_of
 from tests.unit import tiny
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.held("processes")]
 
 FOLDER = ROOT / "01-Full-Fine-Tuning"
 # Of a loss near 3.8 that falls by 0.2, and of weights that move by 0.002. Float32 sums in another

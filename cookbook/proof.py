@@ -1,0 +1,291 @@
+"""What a recorded run depended on, and whether the repository still is what was run.
+
+A record under `results/recipes` carries digests of its notebook's code, of the parts of `cookbook`
+that this code uses, of its group's locked packages and of the embedded products that it reads.
+While they are equal to today's, the record is current: what the run proved still holds.
+"""
+
+import ast
+import hashlib
+import io
+import json
+import re
+import tokenize
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from cookbook.offline.manifest import PRODUCTS
+from cookbook.profiles import ROOT
+
+Digests = dict[str, str]
+# How the embedded products are built is told apart, by product.
+APART = ("cookbook.offline",)
+_SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENCODING, tokenize.ENDMARKER}
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def digest(*parts: str) -> str:
+    """Return the first half of the parts' SHA-256, in hexadecimal."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def code_of(source: str) -> str:
+    """Return Python code without what does not run: comments, docstrings, blank space.
+
+    A comma counts. Indents stay, as words. Python 3.12 and newer cut f-strings into pieces and
+    3.11 does not; here each is one piece on all.
+    """
+    silent = {(one.lineno, one.col_offset) for one in _docstrings(ast.parse(source))}
+    lines = source.splitlines(keepends=True)
+    found: list[str] = []
+    opened: list[tuple[int, int]] = []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        kind = tokenize.tok_name[token.type]
+        if kind == "FSTRING_START":
+            opened.append(token.start)
+        elif kind == "FSTRING_END":
+            start = opened.pop()
+            if not opened:
+                found.append(_between(lines, start, token.end))
+        elif kind in ("INDENT", "DEDENT"):
+            found.append(kind)
+        elif not opened and token.type not in _SILENT and token.start not in silent:
+            found.append(token.string)
+    return "\n".join(found)
+
+
+def _docstrings(tree: ast.AST) -> Iterator[ast.expr]:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, *_DEFINITIONS)) and ast.get_docstring(node) is not None:
+            first = node.body[0]
+            assert isinstance(first, ast.Expr)
+            yield first.value
+
+
+def _between(lines: list[str], start: tuple[int, int], end: tuple[int, int]) -> str:
+    chosen = lines[start[0] - 1 : end[0]]
+    chosen[-1] = chosen[-1][: end[1]]
+    chosen[0] = chosen[0][start[1] :]
+    return "".join(chosen)
+
+
+@dataclass
+class _Module:
+    """The definitions of a module, what its other lines do, and where its names come from."""
+
+    defined: dict[str, list[ast.stmt]] = field(default_factory=dict)
+    body: list[ast.stmt] = field(default_factory=list)
+    imported: dict[str, tuple[str, str]] = field(default_factory=dict)  # name -> module, its name
+    source: str = ""
+
+
+def _read(source: str) -> _Module:
+    module = _Module(source=source)
+    tree = ast.parse(source)
+    for statement in tree.body:
+        if isinstance(statement, (ast.Import, ast.ImportFrom)):
+            continue
+        names = _names(statement)
+        for name in names:
+            module.defined.setdefault(name, []).append(statement)
+        if not names:
+            module.body.append(statement)
+    for node in ast.walk(tree):  # those inside of functions too
+        if isinstance(node, ast.ImportFrom):
+            for one in node.names:
+                module.imported[one.asname or one.name] = (node.module or "", one.name)
+        elif isinstance(node, ast.Import):
+            for one in node.names:
+                whole = one.name if one.asname else one.name.partition(".")[0]
+                module.imported[one.asname or whole] = (whole, "")
+    return module
+
+
+def _names(statement: ast.stmt) -> list[str]:
+    """Return what a statement of a module defines."""
+    if isinstance(statement, _DEFINITIONS):
+        return [statement.name]
+    targets: list[ast.expr] = []
+    if isinstance(statement, ast.Assign):
+        targets = statement.targets
+    elif isinstance(statement, (ast.AnnAssign, ast.AugAssign)):
+        targets = [statement.target]
+    inner = (node for target in targets for node in ast.walk(target))
+    return [node.id for node in inner if isinstance(node, ast.Name)]
+
+
+def _modules(root: Path) -> dict[str, _Module]:
+    """Return the package's modules by their full names."""
+    found = {}
+    for path in sorted((root / "cookbook").rglob("*.py")):
+        name = ".".join(path.relative_to(root).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = _read(path.read_text(encoding="utf-8"))
+    return found
+
+
+class Package:
+    """The parts of `cookbook` and what each of them uses."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self._modules = _modules(root)
+
+    def used_by(self, source: str, apart: tuple[str, ...] = APART) -> Digests:
+        """Return `module.name` -> digest for all that some code uses, directly or through others.
+
+        A module's lines that define nothing count as soon as a name of it is used; of a module that
+        is handed on as a whole, everything does. Modules below `apart` are left out.
+        """
+        script = _read(source)
+        script.body = ast.parse(source).body
+        waiting = [*self._references(script, script.body), ("cookbook", "")]
+        found: dict[tuple[str, str], str] = {}
+        while waiting:
+            module, name = place = waiting.pop()
+            if place in found or module.startswith(apart):
+                continue
+            one = self._modules[module]
+            statements = one.defined[name] if name else one.body
+            found[place] = self._digest(one, statements)
+            waiting += [*self._references(one, statements), (module, "")]
+        return {
+            f"{module.removeprefix('cookbook.')}{'.' if name else ''}{name}": value
+            for (module, name), value in sorted(found.items())
+            if name or self._modules[module].body[1:]  # more than a docstring
+        }
+
+    def _digest(self, module: _Module, statements: list[ast.stmt]) -> str:
+        texts = []
+        for one in statements:
+            decorated = getattr(one, "decorator_list", [])
+            first = min([one.lineno, *(line.lineno for line in decorated)])
+            lines = module.source.splitlines(keepends=True)[first - 1 : one.end_lineno]
+            texts.append(code_of("".join(lines)))
+        # What is imported from elsewhere under the same name makes another thing of the same line.
+        for name in sorted({node.id for node in _walk(statements) if isinstance(node, ast.Name)}):
+            source, imported = module.imported.get(name, ("", ""))
+            if source and source.partition(".")[0] != "cookbook":
+                texts.append(f"{source}:{imported}:{name}")
+        return digest(*texts)
+
+    def _references(self, module: _Module, statements: list[ast.stmt]) -> list[tuple[str, str]]:
+        """Return the parts of the package that some statements name."""
+        found: list[tuple[str, str]] = []
+        of_module: set[int] = set()
+        for node in _walk(statements):  # an attribute comes before the name that it is of
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                if (whole := self._module_of(module, node.value.id)) is not None:
+                    found += self._resolved(whole, node.attr)
+                    of_module.add(id(node.value))
+            elif isinstance(node, ast.Name) and id(node) not in of_module:
+                if node.id in module.defined and module in self._modules.values():
+                    name = next(key for key, one in self._modules.items() if one is module)
+                    found.append((name, node.id))
+                elif (whole := self._module_of(module, node.id)) is not None:
+                    found += self._everything(whole)
+                elif node.id in module.imported:
+                    found += self._resolved(*module.imported[node.id])
+        return found
+
+    def _module_of(self, module: _Module, name: str) -> str | None:
+        """Return the module of the package that a name stands for, if it does."""
+        source, imported = module.imported.get(name, ("", ""))
+        whole = f"{source}.{imported}" if imported else source
+        return whole if whole in self._modules else None
+
+    def _resolved(self, module: str, name: str) -> list[tuple[str, str]]:
+        if f"{module}.{name}" in self._modules:
+            return self._everything(f"{module}.{name}")
+        if module not in self._modules:
+            return []
+        if name in self._modules[module].defined:
+            return [(module, name)]
+        if name in self._modules[module].imported:  # passed on by a package's __init__
+            return self._resolved(*self._modules[module].imported[name])
+        return self._everything(module)
+
+    def _everything(self, module: str) -> list[tuple[str, str]]:
+        return [(module, name) for name in ("", *self._modules[module].defined)]
+
+
+def _walk(statements: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    for one in statements:
+        yield from ast.walk(one)
+
+
+@cache
+def _package(root: Path) -> Package:
+    return Package(root)
+
+
+def notebook_code(notebook: nbformat.NotebookNode) -> str:
+    """Return the code of a notebook's cells, one after the other."""
+    return "\n".join(str(cell.source) for cell in notebook.cells if cell.cell_type == "code")
+
+
+def code_digest(notebook: nbformat.NotebookNode) -> str:
+    """Return the digest of a notebook's code, executed or not."""
+    return digest(code_of(notebook_code(notebook)))
+
+
+def locked(groups: Iterable[str], root: Path = ROOT) -> str:
+    """Return the digest of the versions that the lock has for the core and some groups."""
+    wanted = {"main", *groups}
+    packages = tomllib.loads((root / "poetry.lock").read_text(encoding="utf-8"))["package"]
+    chosen = [one for one in packages if wanted & set(one["groups"])]
+    return digest(*sorted(f"{one['name']}=={one['version']}" for one in chosen))
+
+
+def products(text: str) -> Digests:
+    """Return name -> digest of the embedded products that some code names."""
+    found = {}
+    for product in PRODUCTS:
+        if re.search(rf"(?<![\w-]){re.escape(product.name)}(?![\w-])", text):
+            call = f"from cookbook.offline.builders import {product.build.__name__} as f\nf"
+            parts = _package(ROOT).used_by(call, apart=("cookbook.offline.manifest",))
+            found[product.name] = digest(product.fingerprint, *map("=".join, parts.items()))
+    return found
+
+
+def digests(recipe: str, root: Path = ROOT) -> dict[str, Any]:
+    """Return the digests of all that a run of a recipe (`02-PEFT/Falcon-7B-LoRA`) depends on."""
+    notebook = nbformat.read(root / f"{recipe}.ipynb", as_version=4)
+    source = notebook_code(notebook)
+    groups = re.findall(r'check_environment\("([\w-]+)"\)', source)
+    used = _package(root).used_by(source)
+    # The forgetting check's text is read by the package, not named in the notebook.
+    read = source + (" general-text" if "data.general_text" in used else "")
+    return {
+        "notebook": code_digest(notebook),
+        "cookbook": used,
+        "packages": locked(groups, root),
+        "products": products(read),
+    }
+
+
+def changes(recorded: dict[str, Any], present: dict[str, Any]) -> list[str]:
+    """Return the names of what differs, such as `notebook` or `cookbook.data.load_splits`."""
+    found = []
+    for kind in sorted(recorded.keys() | present.keys()):
+        old, new = recorded.get(kind), present.get(kind)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += [f"{kind}.{name}" for name in changes(old, new)]
+        elif old != new:
+            found.append(kind)
+    return found
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with a digest of all of it, by which a later edit shows."""
+    return {**content, "seal": seal_of(content)}
+
+
+def seal_of(content: dict[str, Any]) -> str:
+    """Return the seal that a record with this content has."""
+    rest = {key: value for key, value in content.items() if key != "seal"}
+    return digest(json.dumps(rest, sort_keys=True))

@@ -1,0 +1,223 @@
+"""What is executed whenever it changed, and held by its record while it did not.
+
+python -m tests.proofs                  what is not current, one a line (make stale)
+python -m tests.proofs is-current AREA  exit status 0 if its record is
+python -m tests.proofs record [AREA...] run the tests of areas and record that they passed
+
+Recipes have records of what they measured (`cookbook.record`). The areas here have records of tests
+that passed: `results/**/proof-<area>.json`, with the digests of what those tests depend on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from cookbook import proof, record
+from cookbook.profiles import ROOT, device_name
+from cookbook.run import recipe_of
+
+RESULTS = ROOT / "results"
+GROUPS = ("full-finetuning", "peft", "instruction-tuning", "reasoning", "dev")
+RECIPES = tuple(recipe_of(path) for path in record.notebooks())
+KILLED = ("01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning", "02-PEFT/Falcon-7B-LoRA")
+
+
+@dataclass(frozen=True)
+class Area:
+    """Tests with one record: where it lies, and the digests of what they depend on."""
+
+    folder: str
+    inputs: Callable[[], dict[str, Any]]
+
+
+def _files(*patterns: str) -> dict[str, str]:
+    """Return path -> digest; of Python files what runs, of others what is no whole-line comment."""
+    found = {}
+    for pattern in patterns:
+        for path in sorted(ROOT.glob(pattern)):
+            if path.is_file() and "__pycache__" not in path.parts:
+                text = path.read_text(encoding="utf-8")
+                plain = re.sub(r"^\s*(#(?!!)|//).*\n", "", text, flags=re.MULTILINE)
+                code = proof.code_of(text) if path.suffix == ".py" else plain
+                found[path.relative_to(ROOT).as_posix()] = proof.digest(code)
+    return found
+
+
+def _lines(file: str, pattern: str) -> dict[str, str]:
+    """Return the digest of a file's lines in which a pattern is found."""
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    return {file: proof.digest(*(line for line in lines if re.search(pattern, line, re.I)))}
+
+
+def _used(code: str) -> dict[str, str]:
+    return {f"cookbook.{name}": one for name, one in proof.Package().used_by(code).items()}
+
+
+def _lock() -> dict[str, str]:
+    return {"packages": proof.locked(GROUPS)}
+
+
+def _notebooks(recipes: Iterable[str]) -> dict[str, Any]:
+    return {one: proof.digests(one) for one in recipes}
+
+
+def _containers() -> dict[str, Any]:
+    images = ("Dockerfile", ".dockerignore", "docker-compose.yml", ".devcontainer/**/*")
+    return {
+        **_files(*images, "scripts/*.sh", "scripts/hugging*.py", "scripts/pip_conf.py"),
+        **_files("scripts/poetry.py", "tests/containers/*.py", "poetry.toml", "poetry.lock"),
+        **_lines("Makefile", "docker|jupyter|install|poetry|venv"),
+    }
+
+
+def _browser() -> dict[str, Any]:
+    tests = ("tests/containers/lab.py", "tests/containers/test_local*.py")
+    return {**_files(*tests), **_lines("Makefile", "jupyter"), **_lock()}
+
+
+def _groups() -> dict[str, Any]:
+    imports = []
+    for path in record.notebooks():
+        code = proof.notebook_code(nbformat.read(path, as_version=4))
+        imports += re.findall(r"^\s*(?:from|import) .*", code, re.MULTILINE)
+    return {
+        **_files("scripts/poetry.py", "poetry.lock", "poetry.toml", "tests/install/test_groups.py"),
+        **_lines("Makefile", "install|poetry|venv|stamp|group"),
+        "imports": proof.digest(*sorted(set(imports))),
+    }
+
+
+def _kills() -> dict[str, Any]:
+    return {
+        **_files("tests/reliability/kills.py", "tests/reliability/methods.py"),
+        **_files("tests/reliability/test_interruptions.py", "tests/recipes/test_killed.py"),
+        **_used("from cookbook import training, launch\ntraining, launch"),
+        **_notebooks(KILLED),
+        **_lock(),
+    }
+
+
+def _processes() -> dict[str, Any]:
+    names = ("processes", "hosts", "test_processes")
+    return {
+        **_files(*(f"tests/reliability/{name}.py" for name in names)),
+        **_files("tests/unit/tiny.py", "tests/hub/test_scripts.py", "01-*/*.yaml"),
+        **_notebooks(KILLED),
+        **_lock(),
+    }
+
+
+def _loading() -> dict[str, Any]:
+    names = ("files", "loading", "test_loading")
+    return {
+        **_files(*(f"tests/reliability/{name}.py" for name in names)),
+        **_used("from cookbook import data\ndata"),
+        **{one: proof.digests(one)["notebook"] for one in RECIPES},
+        **_lock(),
+    }
+
+
+AREAS = {
+    "containers": Area("containers", _containers),
+    "browser": Area("containers", _browser),
+    "groups": Area("install", _groups),
+    "kills": Area("reliability", _kills),
+    "processes": Area("reliability", _processes),
+    "loading": Area("reliability", _loading),
+}
+
+
+def path_of(area: str) -> Path:
+    """Return where an area's record lies."""
+    return RESULTS / AREAS[area].folder / f"proof-{area}.json"
+
+
+@cache
+def stale(name: str) -> tuple[str, ...]:
+    """Return what changed since a recipe or an area was recorded; nothing where it is current."""
+    if name not in AREAS:
+        return tuple(record.stale(name))
+    path = path_of(name)
+    if not path.exists():
+        return ("no record",)
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    return tuple(proof.changes(recorded["digests"], AREAS[name].inputs()))
+
+
+def held_by(name: str) -> str:
+    """Return what holds the proof of a recipe or an area that is current, in words."""
+    if name in AREAS:
+        content = json.loads(path_of(name).read_text(encoding="utf-8"))
+    else:
+        content = record.current(name) or {}
+    return f"held by the record of {content['date']}, digest {content['seal'][:12]}"
+
+
+def spot_check() -> str | None:
+    """Return the current recipe that is executed all the same: another one for each commit."""
+    count = subprocess.run(
+        ["git", "rev-list", "--count", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    turn = int(count or 0) % len(RECIPES)
+    order = RECIPES[turn:] + RECIPES[:turn]
+    return next((one for one in order if not stale(one)), None)
+
+
+def write(areas: Iterable[str]) -> int:
+    """Run the tests of areas; of each whose tests all passed, write the record."""
+    failed = 0
+    for area in areas:
+        before = AREAS[area].inputs()
+        with tempfile.TemporaryDirectory() as folder:
+            listing = Path(folder) / "passed.json"
+            command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+            command += ["--proof", area, "--proof-to", str(listing), "tests"]
+            code = subprocess.run(command, cwd=ROOT, env={**os.environ, "CI": "1"}).returncode
+            passed = json.loads(listing.read_text(encoding="utf-8")) if code == 0 else {}
+        if not passed or before != AREAS[area].inputs():
+            print(f"{area}: not recorded", file=sys.stderr)
+            failed = 1
+            continue
+        content = {
+            "area": area,
+            "date": datetime.now(UTC).date().isoformat(),
+            "device": device_name(),
+            "digests": before,
+            "seconds_by_test": passed,
+        }
+        text = json.dumps(proof.sealed(content), indent=1, sort_keys=True)
+        path_of(area).write_text(text + "\n", encoding="utf-8")
+    return failed
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line and return its exit status."""
+    command, names = (arguments[0], arguments[1:]) if arguments else ("list", [])
+    if unknown := [name for name in names if name not in AREAS]:
+        print(f"There is no area {unknown[0]}. Areas: {', '.join(AREAS)}", file=sys.stderr)
+        return 2
+    if command == "record":
+        return write(names or AREAS)
+    if command == "is-current":
+        return int(any(stale(name) for name in names))
+    for name in (*RECIPES, *AREAS):
+        if changed := stale(name):
+            print(f"{name}  {', '.join(changed)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

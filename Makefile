@@ -4,10 +4,12 @@
 PYTHON ?= python3
 JUPYTER_PORT ?= 8888
 JUPYTER_IP ?= 127.0.0.1
-SMALL := contract or unit or hub
+SMALL := contract or unit or hub or own
 LARGE := browser or recipes
 EVERYTHING := $(SMALL) or $(LARGE)
 MARK ?= $(EVERYTHING)
+# --held leaves out what a current record proves: for all tests together, or where it is asked for.
+HELD ?=
 
 # Notebook folder -> the dependency group it needs.
 FOLDERS := 01-Full-Fine-Tuning 02-PEFT 03-Instruction-Tuning 04-Reasoning-Tuning
@@ -46,7 +48,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install install-full-finetuning install-peft install-instruction-tuning \
-	install-reasoning install-dev install-all lock offline quickstart notebook notebooks test \
+	install-reasoning install-dev install-all lock offline quickstart notebook notebooks test test-all stale \
 	test-contract test-unit test-hub test-recipes lint format jupyter script record gallery gpu-check \
 	audit bench docker-build docker-up docker-down docker-shell docker-logs docker-test clean \
 	check-notebook check-folder check-docker
@@ -144,19 +146,28 @@ docker-logs: check-docker ## Follow the container's log
 	@docker compose logs --follow $(SERVICE)
 
 docker-test: $(STAMP)all offline check-docker ## Build the images and use them for real, a browser included
-	@$(VENV_PYTHON) -m pytest -m containers tests/containers
+	@$(VENV_PYTHON) -m pytest -m containers tests/containers $(HELD)
 
 # --- Checking -------------------------------------------------------------------------------
 
 # Two at a time where each test uses little, each on one core: threads of two that share the cores wait
 # for each other, many times as long as they compute. A recipe uses all cores.
-test: $(STAMP)all offline ## Run the test suite (MARK= picks other markers, for example MARK=slow)
+SMALL_TESTS = OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 -m "$(SMALL)"
+# What a current record proves is left out; one current recipe is executed all the same.
+test: $(STAMP)all offline ## Run the tests of all that changed since it was recorded (MARK= picks markers)
 ifeq ($(MARK),$(EVERYTHING))
-	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 -m "$(SMALL)"
-	@$(VENV_PYTHON) -m pytest -m "$(LARGE)"
+	@$(SMALL_TESTS) --held
+	@$(VENV_PYTHON) -m pytest -m "$(LARGE)" --held
 else
-	@$(VENV_PYTHON) -m pytest -m "$$MARK"
+	@$(VENV_PYTHON) -m pytest -m "$$MARK" $(HELD)
 endif
+
+test-all: $(STAMP)all offline ## Run everything there is, whatever records hold (hours)
+	@$(SMALL_TESTS)
+	@$(VENV_PYTHON) -m pytest -m "$(LARGE) or slow or containers or gpu"
+
+stale: $(STAMP)core ## List what changed since each recipe, image and kill was recorded
+	@$(VENV_PYTHON) -m tests.proofs
 
 test-contract: $(STAMP)all ## Check the rules for notebooks, lock, docs and package (seconds)
 	@$(VENV_PYTHON) -m pytest -n 2 -m "contract and not unit" tests/contract tests/install

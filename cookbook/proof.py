@@ -241,13 +241,13 @@ def locked(groups: Iterable[str], root: Path = ROOT) -> str:
     return digest(*sorted(f"{one['name']}=={one['version']}" for one in chosen))
 
 
-def products(text: str) -> Digests:
+def products(text: str, root: Path = ROOT) -> Digests:
     """Return name -> digest of the embedded products that some code names."""
     found = {}
     for product in PRODUCTS:
         if re.search(rf"(?<![\w-]){re.escape(product.name)}(?![\w-])", text):
             call = f"from cookbook.offline.builders import {product.build.__name__} as f\nf"
-            parts = _package(ROOT).used_by(call, apart=("cookbook.offline.manifest",))
+            parts = _package(root).used_by(call, apart=("cookbook.offline.manifest",))
             found[product.name] = digest(product.fingerprint, *map("=".join, parts.items()))
     return found
 
@@ -264,7 +264,7 @@ def digests(recipe: str, root: Path = ROOT) -> dict[str, Any]:
         "notebook": code_digest(notebook),
         "cookbook": used,
         "packages": locked(groups, root),
-        "products": products(read),
+        "products": products(read, root),
     }
 
 

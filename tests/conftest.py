@@ -7,12 +7,14 @@ import os
 import shutil
 import sys
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests import proofs
+from tests import proofs, times
 
 HELD = pytest.StashKey[int]()
 KERNEL = Path(__file__).parent / "start" / "kernel.py"
@@ -95,7 +97,17 @@ def pytest_terminal_summary(
         reports = [one for one in by_outcome.get("passed", []) if one.when == "call"]
         seconds = {one.nodeid: round(one.duration, 1) for one in reports}
         target.write_text(json.dumps(seconds), encoding="utf-8")
-    if not config.getoption("--held") or config.getoption("numprocesses", None):
+    if not config.getoption("--held"):
+        return
+    small = bool(config.getoption("numprocesses", None))
+    reports = [one for found in by_outcome.values() for one in found if hasattr(one, "duration")]
+    seconds = Counter[str]()
+    for one in reports:
+        seconds[one.nodeid] += one.duration  # type: ignore[assignment]
+    if config.getoption("markexpr").count(" or "):  # a part of `make test`, not some mark alone
+        took = time.time() - terminalreporter._session_start.time
+        times.keep("small" if small else "large", took, seconds)
+    if small:
         return
     scores = {
         dict(report.user_properties)["recipe"]: dict(report.user_properties).get("scores")

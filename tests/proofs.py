@@ -130,6 +130,15 @@ def _loading() -> dict[str, Any]:
     }
 
 
+def _equal_loss() -> dict[str, Any]:
+    names = ("contestants", "rows", "works", "run", "meter")
+    return {
+        **_files(*(f"tests/bench/{name}.py" for name in names), "tests/recipes/test_equal_loss.py"),
+        **_used("from cookbook import training, data\ntraining, data"),
+        **_lock(),
+    }
+
+
 AREAS = {
     "containers": Area("containers", _containers),
     "browser": Area("containers", _browser),
@@ -137,6 +146,7 @@ AREAS = {
     "kills": Area("reliability", _kills),
     "processes": Area("reliability", _processes),
     "loading": Area("reliability", _loading),
+    "equal-loss": Area("reliability", _equal_loss),
 }
 
 
@@ -171,9 +181,13 @@ def spot_check() -> str | None:
     count = subprocess.run(
         ["git", "rev-list", "--count", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
-    turn = int(count or 0) % len(RECIPES)
-    order = RECIPES[turn:] + RECIPES[:turn]
-    return next((one for one in order if not stale(one)), None)
+    return in_turn(int(count or 0), lambda recipe: not stale(recipe))
+
+
+def in_turn(count: int, is_current: Callable[[str], bool]) -> str | None:
+    """Return the recipe whose turn it is after so many commits, or the next that is current."""
+    turn = count % len(RECIPES)
+    return next(filter(is_current, RECIPES[turn:] + RECIPES[:turn]), None)
 
 
 def write(areas: Iterable[str]) -> int:

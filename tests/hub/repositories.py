@@ -7,6 +7,7 @@ repository is one function and one line in `REPOSITORIES`.
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -373,6 +374,21 @@ def opt_1_3b(folder: Path) -> None:
     _save(OPTForCausalLM(config).half(), folder, {"prefix": "</s>"}, shards="5GB")
 
 
+def _end_turns(model: PreTrainedModel, end: int) -> None:
+    """Let a random model end its turn: as its first choice, and with 10 % after each sampled token.
+
+    It would else write noise up to a thousand tokens. All embeddings get a part in common, which
+    every hidden state then has too, and which the output layer's row of `end` answers to.
+    """
+    with torch.no_grad():
+        common = torch.randn(WIDTH).sign() * 0.1
+        model.get_input_embeddings().weight += common
+        head = model.get_output_embeddings().weight
+        hidden = model.base_model(input_ids=torch.arange(64)[None]).last_hidden_state
+        wanted = math.log(len(head) / 9)  # its share beside the others, whose scores are near zero
+        head[end] += common * wanted / (hidden @ common).mean()
+
+
 def _qwen(
     folder: Path,
     tokenizer: Qwen2Tokenizer,
@@ -393,7 +409,9 @@ def _qwen(
         bos_token_id=pad,
         eos_token_id=end,
     )
-    model = classes[1](config).bfloat16()
+    model = classes[1](config)
+    _end_turns(model, end)
+    model = model.bfloat16()
     ends = {"bos_token_id": pad, "pad_token_id": pad, "eos_token_id": [end, pad]}
     model.generation_config = GenerationConfig(do_sample=True, top_k=20, **sampling, **ends)
     _save(model, folder, {"rope_theta": 1e6, "rope_parameters": None, "layer_types": None}, shards)

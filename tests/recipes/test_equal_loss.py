@@ -10,7 +10,7 @@ import pytest
 
 from cookbook.profiles import ROOT
 
-pytestmark = pytest.mark.recipes
+pytestmark = [pytest.mark.recipes, pytest.mark.held("equal-loss")]
 
 # Share of the default's loss; results/equal_loss.json has what was seen, a tenth of it.
 WITHIN = 0.01

@@ -48,9 +48,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def environment(
-    own: Path, monkeypatch: pytest.MonkeyPatch, shared_start: None
-) -> Iterator[None]:
+def environment(own: Path, monkeypatch: pytest.MonkeyPatch, shared_start: None) -> Iterator[None]:
     values = {
         "PROFILE": "gpu16",
         "ALLOW_CPU": "1",

@@ -1,0 +1,174 @@
+"""A change makes exactly those records stale whose runs depend on it."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from cookbook import proof, record
+from cookbook.profiles import ROOT
+from cookbook.run import recipe_of
+from tests import proofs, times
+
+pytestmark = pytest.mark.contract
+
+RECIPES = proofs.RECIPES
+GRPO = "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO"
+FALCON = "02-PEFT/Falcon-7B-LoRA"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of what digests are made of."""
+    for path in record.notebooks():
+        target = tmp_path / path.relative_to(ROOT)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(path, target)
+    shutil.copytree(ROOT / "cookbook", tmp_path / "cookbook")
+    shutil.copy(ROOT / "poetry.lock", tmp_path)
+    return tmp_path
+
+
+def changed(tree: Path) -> dict[str, list[str]]:
+    """Return recipe -> what differs in the copy, of the recipes where something does."""
+    proof._package.cache_clear()
+    found = {
+        recipe: proof.changes(proof.digests(recipe), proof.digests(recipe, tree))
+        for recipe in RECIPES
+    }
+    return {recipe: names for recipe, names in found.items() if names}
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    """Change a file in one place."""
+    text = path.read_text(encoding="utf-8")
+    assert old in text, f"{path.name} has no {old!r} any more: change this test with it"
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    """Change a notebook's first cell that has a text."""
+    notebook = nbformat.read(path, as_version=4)
+    cell = next(cell for cell in notebook.cells if old in cell.source)
+    cell.source = cell.source.replace(old, new, 1)
+    nbformat.write(notebook, path)
+
+
+def test_a_copy_is_as_the_original(tree: Path) -> None:
+    assert changed(tree) == {}
+
+
+def test_one_comma_in_a_notebook(tree: Path) -> None:
+    edit(tree / f"{FALCON}.ipynb", "choose_profile(PROFILES)", "choose_profile(PROFILES,)")
+    assert changed(tree) == {FALCON: ["notebook"]}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("# Falcon-7B with LoRA", "# Falcon with LoRA"),  # a text cell
+        ("  # tokens in prompt and answer together", "  # tokens of both"),
+        ("config = choose_profile(PROFILES)", "config = choose_profile(  PROFILES )\n"),
+    ],
+)
+def test_what_does_not_run_does_not_count(old: str, new: str, tree: Path) -> None:
+    edit(tree / f"{FALCON}.ipynb", old, new)
+    assert changed(tree) == {}
+
+
+def test_a_docstring_and_a_comment_of_the_package_do_not_count(tree: Path) -> None:
+    path = tree / "cookbook" / "training.py"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("    # ", "    # now: ").replace('    """', '    """Now: '))
+    assert changed(tree) == {}
+
+
+def test_a_function_that_one_recipe_uses(tree: Path) -> None:
+    replace(tree / "cookbook" / "groups.py", "def read_prompts_once(", "def read_prompts_once( *,")
+    assert changed(tree) == {GRPO: ["cookbook.groups.read_prompts_once"]}
+
+
+def test_a_function_that_others_use_inside(tree: Path) -> None:
+    """`training.keep_4bit_layers_trainable` is called by the two recipes on a 4-bit base."""
+    path = tree / "cookbook" / "training.py"
+    replace(path, "def keep_4bit_layers_trainable(", "def keep_4bit_layers_trainable( *,")
+    users = [
+        recipe
+        for recipe in RECIPES
+        if "keep_4bit_layers_trainable" in (ROOT / f"{recipe}.ipynb").read_text(encoding="utf-8")
+    ]
+    assert 0 < len(users) < len(RECIPES)
+    assert changed(tree) == dict.fromkeys(users, ["cookbook.training.keep_4bit_layers_trainable"])
+
+
+def test_a_part_that_is_used_through_others(tree: Path) -> None:
+    """No notebook names it, and every one of them prints the table."""
+    replace(tree / "cookbook" / "report.py", 'f"{value:.3f} [', 'f"{value:.4f} [')
+    assert set(changed(tree)) == set(RECIPES)
+
+
+def test_an_import_under_the_same_name(tree: Path) -> None:
+    path = tree / "cookbook" / "groups.py"
+    text = path.read_text(encoding="utf-8")
+    first = next(line for line in text.splitlines() if line.startswith("from collections.abc"))
+    path.write_text(text.replace(first, first.replace("collections.abc", "typing")))
+    assert set(changed(tree)) == {GRPO}
+
+
+def test_how_a_product_is_built(tree: Path) -> None:
+    replace(tree / "cookbook" / "offline" / "builders.py", "def shakespeare(", "def shakespeare(*,")
+    gpt2 = "01-Full-Fine-Tuning/GPT-2-From-Scratch"
+    assert changed(tree) == {gpt2: ["products.shakespeare"]}
+
+
+def test_a_package_of_one_group(tree: Path) -> None:
+    path = tree / "poetry.lock"
+    before, name, after = path.read_text(encoding="utf-8").partition(
+        'name = "deeplake"\nversion = "'
+    )
+    assert name
+    path.write_text(before + name + "0" + after, encoding="utf-8")
+    full = [one for one in RECIPES if one.startswith("01-")]
+    assert changed(tree) == dict.fromkeys(full, ["packages"])
+
+
+def test_every_part_that_a_notebook_names_is_found() -> None:
+    """Against a plain search, which knows nothing of what uses what."""
+    for path in record.notebooks():
+        code = proof.notebook_code(nbformat.read(path, as_version=4))
+        used = proof.digests(recipe_of(path))["cookbook"]
+        for module in ("data", "training", "evaluation", "report", "planner", "memory"):
+            for name in re.findall(rf"(?<![\w.]){module}\.(\w+)", code):
+                if hasattr(importlib.import_module(f"cookbook.{module}"), name):
+                    assert f"{module}.{name}" in used, path
+
+
+def test_the_areas_know_their_files() -> None:
+    """A pattern that matches nothing would hold a proof for ever."""
+    for area in proofs.AREAS.values():
+        assert len(area.inputs()) >= 3
+        assert all(area.inputs().values())
+
+
+def test_another_recipe_is_checked_after_each_commit() -> None:
+    """Over as many commits as there are recipes, each comes once where all are current."""
+    turns = {proofs.in_turn(count, lambda _: True) for count in range(len(RECIPES))}
+    assert turns == set(RECIPES)
+    assert proofs.in_turn(3, lambda recipe: recipe == FALCON) == FALCON
+    assert proofs.in_turn(3, lambda _: False) is None
+
+
+def test_more_recipes_take_longer_in_what_is_there_for_each() -> None:
+    tests = {
+        "small": {
+            "seconds": 400,
+            "files": {"tests/hub/test_notebooks.py": 300.0, "tests/unit/test_data.py": 300.0},
+        },
+        "large": {"seconds": 200, "files": {}},
+    }
+    assert times.with_recipes(tests, recipes=16, held=8) == 400 * 1.5 + 200

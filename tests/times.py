@@ -1,0 +1,106 @@
+"""The phases of `.ci/run` as a table, and kept with the machine.
+
+python -m tests.times NAME=SECONDS ...  print it; with COOKBOOK_RECORD=1 record it too
+python -m tests.times                   print what is recorded on this machine
+
+The record is `results/gate/<machine>.json`. Beside the phases it has the seconds of each test
+file, by which the time with more recipes is calculated: what is run for each recipe grows, the
+rest stays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+from cookbook import record
+from cookbook.profiles import ROOT, device_name
+
+LAST = ROOT / "runs" / "tests"  # what the last `make test` took, one file for each part
+RESULTS = ROOT / "results" / "gate"
+RECIPES = len(record.notebooks())
+# Files whose tests are there once for each recipe, or nearly so.
+_HUB = ("few_rows", "mistakes", "notebooks", "repositories")
+GROW = {
+    *(f"tests/hub/test_{name}.py" for name in _HUB),
+    "tests/recipes/test_any_model.py",
+    "tests/reliability/test_loading.py",
+}
+
+
+def keep(part: str, seconds: float, by_test: dict[str, float]) -> None:
+    """Keep how long a part of the tests took, and each of its files."""
+    LAST.mkdir(parents=True, exist_ok=True)
+    files: Counter[str] = Counter()
+    for test, took in by_test.items():
+        files[test.partition("::")[0]] += took  # type: ignore[assignment]
+    content = {"seconds": round(seconds), "files": {k: round(v, 1) for k, v in files.items()}}
+    (LAST / f"{part}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def kept() -> dict[str, Any]:
+    """Return what the last tests took."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in LAST.glob("*.json")}
+
+
+def with_recipes(tests: dict[str, Any], recipes: int, held: int = RECIPES) -> float:
+    """Return the seconds of `make test` with so many recipes, of which one is executed.
+
+    Small tests: what is there once for each recipe grows with them, in the share that it has of all
+    test time. Large tests: the spot check is one recipe, however many there are.
+    """
+    small, large = tests["small"], tests["large"]
+    all_files = sum(small["files"].values())
+    growing = sum(took for name, took in small["files"].items() if name in GROW)
+    share = growing / all_files
+    return float(small["seconds"] * (1 + share * (recipes / held - 1)) + large["seconds"])
+
+
+def table(phases: dict[str, int], tests: dict[str, Any]) -> str:
+    """Return the phases, their sum, and the calculation for twice the recipes."""
+    rows = [*phases.items(), ("all phases", sum(phases.values()))]
+    if {"small", "large"} <= tests.keys():
+        rows += [(f"  of the tests: {name}", one["seconds"]) for name, one in tests.items()]
+        more = 2 * RECIPES
+        rows.append(
+            (f"make test with {more} recipes, calculated", round(with_recipes(tests, more)))
+        )
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(
+        f"{name:<{width}}  {took // 60:3d} min {took % 60:2d} s" for name, took in rows
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line and return its exit status."""
+    phases = {name: int(took) for name, _, took in (one.rpartition("=") for one in arguments)}
+    name = re.sub(r"[^a-z0-9.]+", "-", device_name().lower()).strip("-")
+    path = RESULTS / f"{os.cpu_count()}x-{name}.json"
+    if not phases:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        print(table(content["phases"], content["tests"]))
+        return 0
+    print(table(phases, kept()))
+    if os.environ.get("COOKBOOK_RECORD"):
+        content = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "device": device_name(),
+            "cores": os.cpu_count(),
+            "system": platform.machine(),
+            "recipes": RECIPES,
+            "phases": phases,
+            "tests": kept(),
+        }
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -24,6 +24,7 @@ from cookbook.offline.manifest import PRODUCTS
 from cookbook.profiles import ROOT
 
 Digests = dict[str, str]
+Place = tuple[str, str]  # a module, and a name in it or nothing for its other lines
 # How the embedded products are built is told apart, by product.
 APART = ("cookbook.offline",)
 _SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENCODING, tokenize.ENDMARKER}
@@ -134,6 +135,7 @@ class Package:
 
     def __init__(self, root: Path = ROOT) -> None:
         self._modules = _modules(root)
+        self._known: dict[Place, tuple[str, list[Place]]] = {}
 
     def used_by(self, source: str, apart: tuple[str, ...] = APART) -> Digests:
         """Return `module.name` -> digest for all that some code uses, directly or through others.
@@ -144,20 +146,27 @@ class Package:
         script = _read(source)
         script.body = ast.parse(source).body
         waiting = [*self._references(script, script.body), ("cookbook", "")]
-        found: dict[tuple[str, str], str] = {}
+        found: dict[Place, str] = {}
         while waiting:
             module, name = place = waiting.pop()
             if place in found or module.startswith(apart):
                 continue
-            one = self._modules[module]
-            statements = one.defined[name] if name else one.body
-            found[place] = self._digest(one, statements)
-            waiting += [*self._references(one, statements), (module, "")]
+            found[place], uses = self._part(place)
+            waiting += [*uses, (module, "")]
         return {
             f"{module.removeprefix('cookbook.')}{'.' if name else ''}{name}": value
             for (module, name), value in sorted(found.items())
             if name or self._modules[module].body[1:]  # more than a docstring
         }
+
+    def _part(self, place: Place) -> tuple[str, list[Place]]:
+        """Return the digest of a part of the package, and the parts that it names."""
+        if place not in self._known:
+            module, name = place
+            one = self._modules[module]
+            statements = one.defined[name] if name else one.body
+            self._known[place] = self._digest(one, statements), self._references(one, statements)
+        return self._known[place]
 
     def _digest(self, module: _Module, statements: list[ast.stmt]) -> str:
         texts = []
@@ -173,9 +182,9 @@ class Package:
                 texts.append(f"{source}:{imported}:{name}")
         return digest(*texts)
 
-    def _references(self, module: _Module, statements: list[ast.stmt]) -> list[tuple[str, str]]:
+    def _references(self, module: _Module, statements: list[ast.stmt]) -> list[Place]:
         """Return the parts of the package that some statements name."""
-        found: list[tuple[str, str]] = []
+        found: list[Place] = []
         of_module: set[int] = set()
         for node in _walk(statements):  # an attribute comes before the name that it is of
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -198,7 +207,7 @@ class Package:
         whole = f"{source}.{imported}" if imported else source
         return whole if whole in self._modules else None
 
-    def _resolved(self, module: str, name: str) -> list[tuple[str, str]]:
+    def _resolved(self, module: str, name: str) -> list[Place]:
         if f"{module}.{name}" in self._modules:
             return self._everything(f"{module}.{name}")
         if module not in self._modules:
@@ -209,7 +218,7 @@ class Package:
             return self._resolved(*self._modules[module].imported[name])
         return self._everything(module)
 
-    def _everything(self, module: str) -> list[tuple[str, str]]:
+    def _everything(self, module: str) -> list[Place]:
         return [(module, name) for name in ("", *self._modules[module].defined)]
 
 

@@ -32,8 +32,8 @@ _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def digest(*parts: str) -> str:
-    """Return the first half of the parts' SHA-256, in hexadecimal."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    """Return the first half of the parts' SHA-256, marked as one: it is no secret."""
+    return "sha256:" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 def code_of(source: str) -> str:
@@ -232,6 +232,18 @@ def _package(root: Path) -> Package:
     return Package(root)
 
 
+@cache
+def _lock(root: Path) -> list[dict[str, Any]]:
+    content = tomllib.loads((root / "poetry.lock").read_text(encoding="utf-8"))
+    return list(content["package"])
+
+
+def forget() -> None:
+    """Read package and lock anew for the next digests: they may have been changed meanwhile."""
+    _package.cache_clear()
+    _lock.cache_clear()
+
+
 def notebook_code(notebook: nbformat.NotebookNode) -> str:
     """Return the code of a notebook's cells, one after the other."""
     return "\n".join(str(cell.source) for cell in notebook.cells if cell.cell_type == "code")
@@ -245,8 +257,7 @@ def code_digest(notebook: nbformat.NotebookNode) -> str:
 def locked(groups: Iterable[str], root: Path = ROOT) -> str:
     """Return the digest of the versions that the lock has for the core and some groups."""
     wanted = {"main", *groups}
-    packages = tomllib.loads((root / "poetry.lock").read_text(encoding="utf-8"))["package"]
-    chosen = [one for one in packages if wanted & set(one["groups"])]
+    chosen = [one for one in _lock(root) if wanted & set(one["groups"])]
     return digest(*sorted(f"{one['name']}=={one['version']}" for one in chosen))
 
 

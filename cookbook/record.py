@@ -62,6 +62,7 @@ def record(notebook: Path, seed: int) -> Path:
         seconds = round(time.monotonic() - started, 1)
         source = next(Path(runs, recipe).glob("*/metrics.json"))
         executed = nbformat.read(source.with_name(notebook.name), as_version=4)
+        proof.forget()
         changed = proof.changes(digests, proof.digests(recipe))
         if changed or proof.code_digest(executed) != digests["notebook"]:
             what = ", ".join(changed) or "notebook"

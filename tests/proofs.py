@@ -173,7 +173,7 @@ def held_by(name: str) -> str:
         content = json.loads(path_of(name).read_text(encoding="utf-8"))
     else:
         content = record.current(name) or {}
-    return f"held by the record of {content['date']}, digest {content['seal'][:12]}"
+    return f"held by the record of {content['date']}, digest {content['seal'][7:19]}"
 
 
 def spot_check() -> str | None:
@@ -201,6 +201,7 @@ def write(areas: Iterable[str]) -> int:
             command += ["--proof", area, "--proof-to", str(listing), "tests"]
             code = subprocess.run(command, cwd=ROOT, env={**os.environ, "CI": "1"}).returncode
             passed = json.loads(listing.read_text(encoding="utf-8")) if code == 0 else {}
+        proof.forget()
         if not passed or before != AREAS[area].inputs():
             print(f"{area}: not recorded", file=sys.stderr)
             failed = 1

@@ -5,8 +5,8 @@ python -m tests.faults --only NAME ...  some
 python -m tests.faults --revision REV   in the tree of another commit
 python -m tests.faults --list           their names, files and tests
 
-What was seen is kept in results/faults.json: for each revision, the test that caught each fault, or
-nothing.
+A fault is caught if a test fails of it that passes without it, in the same copy. What was seen is
+kept in results/faults.json: for each revision, the test that caught each fault, or nothing.
 """
 
 from __future__ import annotations
@@ -15,106 +15,150 @@ import argparse
 import io
 import json
 import os
-import shutil
+import platform
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cookbook.profiles import ROOT, device_name
-from tests.contract.repository import copy_files
-from tests.faults.catalogue import FAULTS, Fault
+from tests.contract.repository import ROOT, copy_files
+from tests.faults.catalogue import FAULTS, Fault, NotThere
 
 RESULTS = ROOT / "results" / "faults.json"
-PASSED, FAILED = 0, 1  # pytest's exit status; others are mistakes of the catalogue
+NOW = "now"
+PASSED, FAILED, NOT_FOUND = 0, 1, 4  # pytest's exit status
+LONGEST = 1800  # seconds; a fault may also let a test wait for ever
+
+
+class CatalogueError(Exception):
+    """The catalogue does not fit the tree: nothing is known of this fault."""
 
 
 def copied(folder: Path, revision: str | None) -> Path:
     """Copy what a clone would hold, of now or of a commit, and lend it what is installed here."""
     if revision:
-        archive = subprocess.run(
-            ["git", "archive", revision], cwd=ROOT, capture_output=True, check=True
-        ).stdout
+        command = ["git", "archive", revision]
+        archive = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             tar.extractall(folder, filter="data")
     else:
         copy_files(folder)
-    for name in (".venv", ".offline"):
-        (folder / name).symlink_to(ROOT / name)
     run = ["git", "-c", "user.name=faults", "-c", "user.email=faults@localhost"]
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "copy"]):
-        subprocess.run([*run, *command], cwd=folder, check=True)
+    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "copy"]):
+        subprocess.run([*run, *arguments], cwd=folder, check=True)
+    with (folder / ".git" / "info" / "exclude").open("a", encoding="utf-8") as excluded:
+        for name in (".venv", ".offline"):
+            (folder / name).symlink_to(ROOT / name)
+            excluded.write(f"/{name}\n")  # .gitignore knows them as folders only
     return folder
 
 
-def tested(tree: Path, test: str) -> int:
-    """Run a test in the copy, with its own `cookbook`, and return pytest's exit status."""
+def tested(tree: Path, test: str) -> tuple[int, str]:
+    """Run a test in the copy, with its own `cookbook`: pytest's exit status, and its last words."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test]
     environment = {
         **os.environ,
-        "PYTHONPATH": str(tree),
+        "PYTHONPATH": str(tree),  # before the installed `cookbook`, which is that of this tree
         "PYTHONDONTWRITEBYTECODE": "1",  # a change within the same second would not be noticed
     }
-    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
-    return done.returncode
-
-
-def caught(tree: Path, fault: Fault) -> bool:
-    """Plant a fault, run its test, and take the fault away again."""
-    path = tree / fault.file
-    before = path.read_text(encoding="utf-8")
     try:
-        path.write_text(fault.plant(before), encoding="utf-8")
-        status = tested(tree, fault.test)
+        done = subprocess.run(
+            command, cwd=tree, env=environment, capture_output=True, text=True, timeout=LONGEST
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CatalogueError(f"{test} takes over {LONGEST} s") from error
+    return done.returncode, (done.stdout + done.stderr)[-1500:]
+
+
+@contextmanager
+def planted(tree: Path, fault: Fault) -> Iterator[None]:
+    """Plant a fault, and take it away again."""
+    path = tree / fault.file
+    try:
+        before = path.read_bytes()
+        path.write_text(fault.planted(before.decode("utf-8")), encoding="utf-8")
+    except (OSError, NotThere) as error:
+        raise CatalogueError(f"it cannot be planted: {error}") from error
+    try:
+        yield
     finally:
-        path.write_text(before, encoding="utf-8")
-    return status == FAILED
+        path.write_bytes(before)
 
 
-def keep(revision: str, found: dict[str, str | None]) -> None:
-    """Write what was seen beside what is known of other revisions and faults."""
-    known: dict[str, Any] = {"seen": {}}
+def caught_by(tree: Path, fault: Fault, sound: dict[str, int]) -> str | None:
+    """Return the first of a fault's tests that fails of it, if one does.
+
+    `sound` keeps how each test ended without a fault. Tests that a tree lacks are passed over.
+    """
+    for test in fault.tests:
+        said = ""
+        if test not in sound:
+            sound[test], said = tested(tree, test)
+        if sound[test] == NOT_FOUND:
+            continue
+        if sound[test] != PASSED:
+            raise CatalogueError(f"{test} ends with {sound[test]} without the fault\n{said}")
+        with planted(tree, fault):
+            status, said = tested(tree, test)
+        if status == FAILED:
+            return test
+        if status != PASSED:
+            raise CatalogueError(f"{test} ends with {status} and not in a failure\n{said}")
+    return None
+
+
+def keep(revision: str, tried: Sequence[Fault], found: dict[str, str | None]) -> None:
+    """Write what was seen of some faults beside what is known of others and other revisions."""
+    from cookbook.profiles import device_name  # with torch, which a list of names can do without
+
+    known: dict[str, Any] = {"caught": {}}
     if RESULTS.exists():
         known = json.loads(RESULTS.read_text(encoding="utf-8"))
-    known["seen"].setdefault(revision, {}).update(found)
-    known |= {"date": datetime.now(UTC).date().isoformat(), "device": device_name()}
-    RESULTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    seen = {**known["caught"].get(revision, {})}
+    for fault in tried:  # what is unknown now is not what it was
+        seen.pop(fault.name, None)
+    seen |= found
+    content = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": device_name(),
+        "system": platform.machine(),
+        "caught": known["caught"]
+        | {revision: {one.name: seen[one.name] for one in FAULTS if one.name in seen}},
+    }
+    RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
+    """Run the command line; its exit status is 1 if a fault was not caught, 2 if one is unknown."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", nargs="+", metavar="NAME")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=[one.name for one in FAULTS])
     parser.add_argument("--revision")
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args(arguments)
     chosen = [one for one in FAULTS if not options.only or one.name in options.only]
     if options.list:
-        print("\n".join(f"{one.name}: {one.file}, {one.test}" for one in chosen))
+        print("\n".join(f"{one.name} ({one.kind}): {one.file}, {one.tests[0]}" for one in chosen))
         return 0
     found: dict[str, str | None] = {}
+    sound: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
         tree = copied(Path(folder) / "tree", options.revision)
-        for fault in chosen:
+        for number, fault in enumerate(chosen, 1):
             started = time.monotonic()
-            there = (tree / fault.test.partition("::")[0]).exists()
-            if there and (status := tested(tree, fault.test)) != PASSED:
-                print(f"{fault.name}: {fault.test} ends with {status} without the fault")
-                return 2
-            seen = there and caught(tree, fault)
-            found[fault.name] = fault.test if seen else None
-            took = time.monotonic() - started
-            print(
-                f"{fault.name}: {fault.test if seen else 'NOT CAUGHT'} ({took:.0f} s)", flush=True
-            )
-        shutil.rmtree(tree, ignore_errors=True)
-    keep(options.revision or "now", found)
-    return int(None in found.values())
+            try:
+                found[fault.name] = caught_by(tree, fault, sound)
+                outcome = found[fault.name] or "NOT CAUGHT"
+            except CatalogueError as error:
+                outcome = f"UNKNOWN: {error}"
+            print(f"{fault.name}: {outcome} ({time.monotonic() - started:.0f} s)", flush=True)
+            keep(options.revision or NOW, chosen[:number], found)
+    return 2 if len(found) < len(chosen) else int(None in found.values())
 
 
 if __name__ == "__main__":

@@ -6,6 +6,10 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import nbformat
+
+Change = Callable[[str], str]
+
 GPT2 = "01-Full-Fine-Tuning/GPT-2-From-Scratch.ipynb"
 FALCON = "02-PEFT/Falcon-7B-LoRA.ipynb"
 OPT = "03-Instruction-Tuning/Financial-Sentiment-OPT.ipynb"
@@ -14,46 +18,59 @@ QWEN3 = "04-Reasoning-Tuning/Qwen3-Reasoning-Conversational.ipynb"
 DATA, TRAINING = "cookbook/data.py", "cookbook/training.py"
 UNIT_DATA, UNIT_TRAINING = "tests/unit/test_data.py", "tests/unit/test_training.py"
 HUB = "tests/hub/test_notebooks.py::test_the_notebook_runs_against_the_hub"
-RULES = "tests/contract/test_notebooks.py"
+RULE = "tests/contract/test_notebooks.py::test_rule"
+LESSON, CONTAINERS = "tests/contract/test_lesson.py", "tests/contract/test_containers.py"
+
+
+class NotThere(ValueError):
+    """The text that a fault replaces is not there, or not once."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: where it is planted, and the test that fails of it."""
+    """One fault: where it is planted, and the tests that fail of it.
+
+    One test is enough. A second is for trees that the first is not in yet; see `--revision`.
+    """
 
     name: str
+    kind: str  # what a person would suffer from it
     file: str
-    plant: Callable[[str], str]
-    test: str
+    planted: Change
+    tests: tuple[str, ...]
 
 
-def swap(old: str, new: str) -> Callable[[str], str]:
-    """Return a change of a text's first place; in a notebook, of the source of a cell."""
+def swap(old: str, new: str) -> Change:
+    """Return a change of the one place where a text stands; in a notebook, in a cell's code."""
+
+    def once(text: str) -> str:
+        if text.count(old) != 1:
+            raise NotThere(f"{old!r} is there {text.count(old)} times: change the catalogue too")
+        return text.replace(old, new)
 
     def change(text: str) -> str:
-        if text.startswith("{") and '"cells"' in text:
-            notebook = json.loads(text)
-            for cell in notebook["cells"]:
-                source = "".join(cell["source"])
-                if cell["cell_type"] == "code" and old in source:
-                    cell["source"] = source.replace(old, new, 1).splitlines(keepends=True)
-                    return json.dumps(notebook)
-        if old not in text:
-            raise ValueError(f"{old!r} is not there any more: change the catalogue with it")
-        return text.replace(old, new, 1)
+        if not text.startswith("{"):
+            return once(text)
+        notebook = nbformat.reads(text, as_version=4)
+        cells = [one for one in notebook.cells if one.cell_type == "code" and old in one.source]
+        if len(cells) != 1:
+            raise NotThere(f"{old!r} is in {len(cells)} cells: change the catalogue too")
+        cells[0].source = once(cells[0].source)
+        return str(nbformat.writes(notebook))
 
     return change
 
 
-def _output(text: str) -> str:
-    notebook = json.loads(text)
-    cell = next(one for one in notebook["cells"] if one["cell_type"] == "code")
-    cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["3\n"]}]
-    return json.dumps(notebook)
+def output_left(text: str) -> str:
+    """Leave an output in a notebook, as whoever executed it last and did not strip it."""
+    notebook = nbformat.reads(text, as_version=4)
+    cell = next(one for one in notebook.cells if one.cell_type == "code")
+    cell.outputs = [nbformat.v4.new_output("stream", text="3\n")]
+    return str(nbformat.writes(notebook))
 
 
-def _doubled(text: str) -> str:
-    """Another version of a package beside the one that is locked."""
+def doubled(text: str) -> str:
+    """Put another version of a package beside the one that is locked, as Poetry would do."""
     start = text.index('[[package]]\nname = "nvidia-cublas"')
     end = text.index("[[package]]", start + 1)
     package = text[start:end]
@@ -61,211 +78,335 @@ def _doubled(text: str) -> str:
     return text[:end] + package.replace(version, "13.10.0.20", 1) + text[end:]
 
 
-def _secret(text: str) -> str:
-    # Put together here, so that this file holds none.
+def token_pasted(text: str) -> str:
+    """Paste a token into a document; put together here, so that this file holds none."""
     return text + "\n# token: " + "hf_" + "aBcD1234eFgH5678iJkL" + "9012mNoP3456qR" + "\n"
+
+
+def figure_bettered(text: str) -> str:
+    """Better the result of a recorded run by a tenth of a nat."""
+    content = json.loads(text)
+    content["metrics"][0]["after"] -= 0.1
+    return json.dumps(content, indent=2) + "\n"
 
 
 FAULTS = (
     Fault(
         "a label off by one",
+        "each position learns the token after the next",
         TRAINING,
         swap("labels, (0, 1), value=IGNORED)[:, 1:]", "labels, (0, 2), value=IGNORED)[:, 2:]"),
-        f"{UNIT_TRAINING}::test_a_decoder_alone_predicts_the_token_after_each",
+        (f"{UNIT_TRAINING}::test_a_decoder_alone_predicts_the_token_after_each",),
     ),
     Fault(
         "the end of turn masked",
+        "the model never learns to stop",
         DATA,
         swap("answer[::-1].index(end_of_turn)]", "answer[::-1].index(end_of_turn) - 1]"),
-        f"{UNIT_DATA}::test_the_loss_sees_the_answer_and_nothing_of_the_prompt",
+        (f"{UNIT_DATA}::test_the_loss_sees_the_answer_and_nothing_of_the_prompt",),
     ),
     Fault(
         "the prompt supervised",
+        "the model learns to write questions",
         DATA,
         swap('"labels": [IGNORED] * shared + answer', '"labels": whole[:shared] + answer'),
-        f"{UNIT_DATA}::test_the_loss_sees_the_answer_and_nothing_of_the_prompt",
-    ),
-    Fault(
-        "the test rows trained on",
-        DATA,
-        swap(
-            'return DatasetDict(train=cut["train"], test',
-            'return DatasetDict(train=cut["test"], test',
-        ),
-        f"{UNIT_DATA}::test_own_files_of_every_format_get_a_test_split",
-    ),
-    Fault(
-        "copies of training rows in the test split",
-        DATA,
-        swap("if index not in copies]", "if True]"),
-        f"{UNIT_DATA}::test_copies_of_training_rows_leave_the_cut_test_split",
-    ),
-    Fault(
-        "a dropped row not counted",
-        DATA,
-        swap("dropped[example] += 1", "dropped[example] += 0"),
-        f"{UNIT_DATA}::test_empty_rows_are_dropped_and_counted",
+        (f"{UNIT_DATA}::test_the_loss_sees_the_answer_and_nothing_of_the_prompt",),
     ),
     Fault(
         "long rows cut",
+        "what is over the limit stays, and would lose its end of turn",
         DATA,
         swap("return rows.select(kept)", "return rows"),
-        f"{UNIT_DATA}::test_rows_over_the_limit_are_dropped_not_cut",
+        (f"{UNIT_DATA}::test_rows_over_the_limit_are_dropped_not_cut",),
+    ),
+    Fault(
+        "a dropped row not counted",
+        "rows disappear and nobody is told",
+        DATA,
+        swap("dropped[example] += 1", "dropped[example] += 0"),
+        (f"{UNIT_DATA}::test_empty_rows_are_dropped_and_counted",),
+    ),
+    Fault(
+        "the test rows trained on",
+        "the split leaks: the score is of what was learned by heart",
+        DATA,
+        swap('(train=cut["train"], test=cut', '(train=splits["train"], test=cut'),
+        (f"{UNIT_DATA}::test_own_files_of_every_format_get_a_test_split",),
+    ),
+    Fault(
+        "copies of training rows tested",
+        "the split leaks through near-duplicates",
+        DATA,
+        swap("if index not in copies]", "if True]"),
+        (f"{UNIT_DATA}::test_copies_of_training_rows_leave_the_cut_test_split",),
+    ),
+    Fault(
+        "a copy in capitals not seen",
+        "near-duplicates are compared letter by letter",
+        "cookbook/deduplicate.py",
+        swap("text.casefold()", "text"),
+        ("tests/unit/test_deduplicate.py::test_case_and_punctuation_do_not_matter",),
+    ),
+    Fault(
+        "another test split in each run",
+        "seeds are compared on different rows",
+        DATA,
+        swap("test_size=TEST_SHARE, seed=0)", "test_size=TEST_SHARE)"),
+        ("tests/unit/test_same_rows.py::test_the_cut_test_split_follows_no_seed",),
+    ),
+    Fault(
+        "pickled weights accepted",
+        "loading a model can run code",
+        DATA,
+        swap('folder.glob("*.safetensors")', 'folder.glob("*.[sb]*")'),
+        (f"{UNIT_DATA}::test_model_folders_are_checked",),
+    ),
+    Fault(
+        "code of others trusted",
+        "loading a tokenizer runs what a stranger uploaded",
+        OPT,
+        swap("from_pretrained(model_path)\n", "from_pretrained(model_path, trust_remote_code=1)\n"),
+        (f"{RULE}[Financial-Sentiment-OPT-no_remote_code]",),
     ),
     Fault(
         "the wrong LoRA targets",
+        "adapters on the attention alone, under a name that other models lack",
         FALCON,
         swap('target_modules="all-linear"', 'target_modules=["query_key_value"]'),
-        "tests/contract/test_lesson.py",
+        (
+            f"{LESSON}::test_adapters_are_on_every_linear_layer[Falcon-7B-LoRA]",
+            f"tests/recipes/test_any_model.py::test_own_model_and_data[{FALCON[:-6]}-float32]",
+        ),
     ),
     Fault(
         "a 4-bit layer left out",
+        "the model takes four times the memory and says 4 bits",
         FALCON,
         swap("modeling_falcon.FalconLinear = torch.nn.Linear", "pass"),
-        f"{HUB}[{FALCON[:-6]}-gpu16]",
+        (f"{HUB}[{FALCON[:-6]}-gpu16]",),
     ),
     Fault(
         "adapters in bfloat16",
+        "small updates round away",
         TRAINING,
         swap("weight.data = weight.data.float()", "weight.data = weight.data.bfloat16()"),
-        f"{UNIT_TRAINING}::test_trainable_weights_become_float32",
+        (f"{UNIT_TRAINING}::test_trainable_weights_become_float32",),
     ),
     Fault(
-        "a torn checkpoint taken",
-        TRAINING,
-        swap("        if problem is None:", "        if True:"),
-        f"{UNIT_TRAINING}::test_a_torn_checkpoint_is_left_out",
-    ),
-    Fault(
-        "the oldest checkpoint taken",
-        TRAINING,
-        swap("int(one.name[11:]), reverse=True)", "int(one.name[11:]))"),
-        f"{UNIT_TRAINING}::test_the_newest_whole_checkpoint_is_found",
-    ),
-    Fault(
-        "another order of data after a resume",
-        TRAINING,
-        swap("torch.manual_seed(args.seed + epoch)", "pass"),
-        "tests/reliability/test_interruptions.py::test_a_later_epoch_is_resumed_in_its_order",
-    ),
-    Fault(
-        "accumulated micro-batches too heavy",
+        "micro-batches that weigh the same",
+        "the mean of means: accumulated gradients are too large",
         TRAINING,
         swap(
             "return total * processes / num_items", "return total / targets.numel() + 0 * num_items"
         ),
-        f"{UNIT_TRAINING}::test_accumulated_micro_batches_equal_the_whole_batch",
+        (f"{UNIT_TRAINING}::test_accumulated_micro_batches_equal_the_whole_batch",),
+    ),
+    Fault(
+        "a loss over masked positions",
+        "the loss is divided by prompt and padding too",
+        TRAINING,
+        swap("processes / num_items_in_batch", 'processes / inputs["labels"].numel()'),
+        (f"{UNIT_TRAINING}::test_the_supervised_loss_trains_to_the_same_weights",),
+    ),
+    Fault(
+        "a torn checkpoint taken",
+        "a killed training goes on from half a file",
+        TRAINING,
+        swap("        if problem is None:", "        if True:"),
+        (f"{UNIT_TRAINING}::test_a_torn_checkpoint_is_left_out[optimizer.pt]",),
+    ),
+    Fault(
+        "the oldest checkpoint taken",
+        "a killed training repeats hours",
+        TRAINING,
+        swap("int(one.name[11:]), reverse=True)", "int(one.name[11:]))"),
+        (f"{UNIT_TRAINING}::test_the_newest_whole_checkpoint_is_found",),
+    ),
+    Fault(
+        "another order of data after a resume",
+        "a resumed training sees some rows twice and others never",
+        TRAINING,
+        swap("torch.manual_seed(args.seed + epoch)", "pass"),
+        ("tests/reliability/test_interruptions.py::test_a_later_epoch_is_resumed_in_its_order",),
     ),
     Fault(
         "a finished run overwritten",
+        "metrics.json of an earlier run is lost",
         TRAINING,
-        swap("folder.with_name(f", "folder.parent.joinpath(f"),
-        f"{UNIT_TRAINING}::test_a_finished_run_is_kept_beside_the_new_one",
+        swap("if finished or json.loads", "if json.loads"),
+        (f"{UNIT_TRAINING}::test_a_finished_run_is_kept_beside_the_new_one",),
     ),
     Fault(
         "a reward for two answers",
+        "GRPO learns to guess often",
         GRPO,
         swap('if not mark or "####" in before or', "if not mark or"),
-        "tests/unit/test_rewards.py::test_an_answer_earns",
+        ("tests/unit/test_rewards.py::test_an_answer_earns",),
     ),
     Fault(
         "a template without its switch",
+        "answers without a thought are trained with the template of thoughts",
         QWEN3,
         swap(
             "return with_mode(data.as_conversations(pairs), thinking)",
             "return data.as_conversations(pairs)",
         ),
-        f"{HUB}[{QWEN3[:-6]}-gpu16]",
+        (f"{HUB}[{QWEN3[:-6]}-gpu16]",),
     ),
     Fault(
-        "an interval of half the width",
+        "an interval of 50 %",
+        "chance looks like progress",
         "cookbook/evaluation.py",
         swap("resamples // 40", "resamples // 4"),
-        "tests/unit/test_evaluation.py::test_a_statistic_that_is_no_mean_has_an_interval_too",
+        ("tests/unit/test_evaluation.py::test_the_interval_narrows_with_more_examples",),
     ),
     Fault(
         "a loss that is better when higher",
+        "a model that got worse is called better",
         FALCON,
         swap("higher_is_better=False", "higher_is_better=True"),
-        "tests/contract/test_lesson.py",
+        (
+            f"{LESSON}::test_a_loss_is_better_when_lower_and_all_else_when_higher[Falcon-7B-LoRA]",
+            f"tests/recipes/test_recipes.py::test_the_notebook_runs_and_learns[{FALCON[:-6]}]",
+        ),
+    ),
+    Fault(
+        "forgetting on another text",
+        "the forgetting check compares two texts",
+        FALCON,
+        swap("text_loss(tuned, tokenizer, general,", "text_loss(tuned, tokenizer, general[24:],"),
+        (
+            "tests/contract/test_forgetting.py::test_the_text_is_the_same_before_and_after"
+            "[Falcon-7B-LoRA]",
+        ),
     ),
     Fault(
         "a plan twice too small",
+        "a training that was said to fit ends for lack of memory",
         "cookbook/planner.py",
         swap("optimizer=8.0 * trained", "optimizer=4.0 * trained"),
-        "tests/unit/test_planner.py::test_full_fine_tuning_holds_sixteen_bytes_a_weight",
+        ("tests/unit/test_planner.py::test_full_fine_tuning_holds_sixteen_bytes_a_weight",),
     ),
     Fault(
         "an archive whose hash is not compared",
+        "another file is read than the one that was pinned",
         "cookbook/offline/download.py",
         swap("and _sha256(path) == source.sha256", ""),
-        "tests/unit/test_offline_download.py::test_a_damaged_kept_archive_comes_anew",
+        ("tests/unit/test_offline_download.py::test_another_content_is_deleted_unread",),
+    ),
+    Fault(
+        "a member outside its archive",
+        "an archive chooses what is read",
+        "cookbook/offline/archives.py",
+        swap('or ".." in path.parts or', "or"),
+        ("tests/unit/test_offline_archives.py::test_a_member_outside_the_archive_is_refused",),
     ),
     Fault(
         "a path of the machine in the results",
+        "a record names a person's folders",
         "cookbook/report.py",
         swap("Path(source).name if Path(source)", "source if Path(source)"),
-        "tests/unit/test_report.py::test_no_path_of_the_machine_is_recorded",
+        ("tests/unit/test_report.py::test_no_path_of_the_machine_is_recorded",),
     ),
     Fault(
-        "a secret in a file",
+        "runs where one happens to stand",
+        "a relative path: each folder gets a runs of its own",
+        "cookbook/report.py",
+        swap('or ROOT / "runs")', 'or "runs")'),
+        ("tests/unit/test_same_rows.py::test_runs_lie_in_the_repository_wherever_one_stands",),
+    ),
+    Fault(
+        "a token pasted into a document",
+        "a secret is published",
         "SETUP.md",
-        _secret,
-        "tests/contract/test_secrets.py::test_the_repository_holds_no_secret",
+        token_pasted,
+        ("tests/contract/test_secrets.py::test_the_repository_holds_no_secret",),
+    ),
+    Fault(
+        "a token printed",
+        "a secret is in the output of an executed notebook",
+        FALCON,
+        swap('print(f"profile {config.profile}', 'print(*__import__("os").environ.items(), f"'),
+        (f"{HUB}[{FALCON[:-6]}-gpu16]",),
     ),
     Fault(
         "a package doubled in the lock",
+        "two CUDA libraries of one name end torch's import",
         "poetry.lock",
-        _doubled,
-        "tests/contract/test_lock.py::test_one_version_of_each_package",
+        doubled,
+        ("tests/contract/test_lock.py::test_one_version_of_each_package",),
     ),
-    Fault("an output left in a notebook", FALCON, _output, f"{RULES}::test_rule"),
+    Fault(
+        "an output left in a notebook",
+        "each execution changes the file",
+        FALCON,
+        output_left,
+        (f"{RULE}[Falcon-7B-LoRA-stripped]",),
+    ),
     Fault(
         "pip in a notebook",
+        "versions of nobody's lock are installed",
         GPT2,
-        swap(
-            "print(check_environment(",
-            "get_ipython().system('pip install x')\nprint(check_environment(",
-        ),
-        f"{RULES}::test_rule",
-    ),
-    Fault(
-        "code of others trusted",
-        OPT,
-        swap(
-            "AutoTokenizer.from_pretrained(",
-            "AutoTokenizer.from_pretrained(trust_remote_code=True, pretrained_model_name_or_path=",
-        ),
-        f"{RULES}::test_rule",
+        swap("print(check_environment(", "get_ipython().system('pip install x')\nprint(("),
+        (f"{RULE}[GPT-2-From-Scratch-installs_nothing]",),
     ),
     Fault(
         "a port open to all",
+        "a notebook server listens to the network",
         "docker-compose.yml",
         swap("127.0.0.1:${JUPYTER_PORT", "0.0.0.0:${JUPYTER_PORT"),
-        "tests/contract/test_containers.py::test_a_service_is_reached_from_this_machine_alone",
+        (f"{CONTAINERS}::test_a_service_is_reached_from_this_machine_alone",),
+    ),
+    Fault(
+        "Jupyter open to all",
+        "a notebook server listens to the network, without a container",
+        "Makefile",
+        swap("JUPYTER_IP ?= 127.0.0.1", "JUPYTER_IP ?= 0.0.0.0"),
+        ("tests/install/test_makefile.py::test_jupyter_listens_on_this_machine_only",),
     ),
     Fault(
         "an image that runs as root",
+        "a notebook owns the container",
         "Dockerfile",
-        swap("USER ${USER_UID}", "USER root"),
-        "tests/contract/test_containers.py::test_no_image_runs_as_root",
+        swap("USER ${USER_UID}\n\n# --- prod", "USER root\n\n# --- prod"),
+        (f"{CONTAINERS}::test_no_image_runs_as_root",),
     ),
     Fault(
         "a link to nothing",
+        "a reader ends nowhere",
         "README.md",
         swap("(SETUP.md)", "(SETTING-UP.md)"),
-        "tests/contract/test_docs.py::test_links_resolve",
+        ("tests/contract/test_docs.py::test_links_resolve[README.md]",),
     ),
     Fault(
-        "a failure that CI does not see",
+        "a failure that the workflow hides",
+        "GitHub shows green",
         ".github/workflows/ci.yml",
         swap("run: make lint", "run: make lint || true"),
-        "tests/contract/test_workflow.py::test_jobs_are_limited_and_hide_no_failure",
+        ("tests/contract/test_workflow.py::test_jobs_are_limited_and_hide_no_failure",),
+    ),
+    Fault(
+        "a failure that Make hides",
+        "a target ends well though a tool of it found something",
+        "Makefile",
+        swap("\t@$(BIN)/flake8 $(SOURCES)", "\t-@$(BIN)/flake8 $(SOURCES)"),
+        ("tests/contract/test_exit_status.py::test_make_ends_with_what_fails_first[lint]",),
+    ),
+    Fault(
+        "a failure that .ci/run hides",
+        "what gates a merge goes on after a failed phase",
+        ".ci/run",
+        swap("set -euo pipefail", "set -uo pipefail"),
+        ("tests/contract/test_exit_status.py::test_ci_ends_with_what_fails_first",),
     ),
     Fault(
         "a figure of a record changed",
+        "a result is shown that nobody measured",
         "results/recipes/02-PEFT/Falcon-7B-LoRA/cpu-2x-amd-epyc-bfloat16-seed0.json",
-        swap('"after": 3.0', '"after": 2.9'),
-        "tests/contract/test_records.py::test_a_record_is_as_it_was_written",
+        figure_bettered,
+        (
+            "tests/contract/test_records.py::test_a_record_is_as_it_was_written",
+            "tests/unit/test_record.py::test_the_committed_tables_are_current",
+        ),
     ),
 )

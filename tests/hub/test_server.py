@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from cookbook.deduplicate import near_duplicates_within
 from cookbook.profiles import ROOT
-from tests.hub import repositories as written
+from tests.hub import data_sets, models
 from tests.hub.server import UNSET, LoopbackHub, Request
 
 pytestmark = pytest.mark.hub
@@ -320,7 +320,7 @@ def test_a_changed_file_is_served_under_another_commit(own_hub: LoopbackHub) -> 
 def test_models_are_the_same_every_time(repositories: Path, tmp_path: Path) -> None:
     again = tmp_path / "falcon"
     again.mkdir()
-    written.falcon_7b(again)
+    models.falcon_7b(again)
     for path in again.iterdir():
         assert (
             path.read_bytes() == (repositories / "models/tiiuae/falcon-7b" / path.name).read_bytes()
@@ -367,21 +367,25 @@ def test_rows_are_no_near_duplicates() -> None:
     # dialogues of the test split, rows of the sentiment set) is left out here.
     talks = [("train", 80), ("validation", 24), ("test", 12)]
     columns = {
-        "guanaco": [row["text"] for one in ("train", "test") for row in written._guanaco(90, one)],
-        "dialogsum": [
-            row["dialogue"] for split, count in talks for row in written._dialogsum(count, split, 1)
+        "guanaco": [
+            row["text"] for one in ("train", "test") for row in data_sets.guanaco_rows(90, one)
         ],
-        "sentiment": [row["input"] for row in written._sentiment(330)],
+        "dialogsum": [
+            row["dialogue"]
+            for split, count in talks
+            for row in data_sets.dialogsum_rows(count, split, 1)
+        ],
+        "sentiment": [row["input"] for row in data_sets.sentiment_rows(330)],
         "gsm8k": [
             row["question"]
             for split, count in (("train", 260), ("test", 36))
-            for row in written._gsm8k(count, split)
+            for row in data_sets.gsm8k_rows(count, split)
         ],
-        "finqa": [row["Open-ended Verifiable Question"] for row in written._finqa(260)],
-        "openmath": [row["problem"] for row in written._openmath(260)],
+        "finqa": [row["Open-ended Verifiable Question"] for row in data_sets.finqa_rows(260)],
+        "openmath": [row["problem"] for row in data_sets.openmath_rows(260)],
         "finetome": [
             next(turn["value"] for turn in row["conversations"] if turn["from"] == "human")
-            for row in written._finetome(260)
+            for row in data_sets.finetome_rows(260)
         ],
     }
     for name, texts in columns.items():

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from nbmake.nb_run import NotebookRun
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from cookbook import record
 from cookbook.offline import offline_path
-from cookbook.profiles import ROOT
-
-pytestmark = pytest.mark.own
+from cookbook.profiles import ROOT, compute_dtype
 
 TIMEOUT = 300  # seconds per cell
 WORDS = (
@@ -153,14 +152,27 @@ def tiny(model_type: str, own: dict[str, Any], folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.own
 def test_every_recipe_is_covered() -> None:
     recipes = {str(path.relative_to(ROOT).with_suffix("")) for path in record.notebooks()}
     assert set(OWN) == recipes
 
 
-# Both, whatever this processor picks: each is the default on many machines.
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("recipe", OWN)
+def marked(recipe: str, precision: str) -> object:
+    """Both precisions, whatever this processor picks: each is the default on many machines.
+
+    Where torch emulates bfloat16 a recipe takes minutes in it, so that one walks that way there.
+    """
+    emulated = precision == "bfloat16" and compute_dtype() == torch.float32
+    rare = emulated and recipe != "02-PEFT/Falcon-7B-LoRA"
+    marks = [pytest.mark.slow, pytest.mark.thorough] if rare else [pytest.mark.own]
+    return pytest.param(recipe, precision, id=f"{recipe}-{precision}", marks=marks)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "precision"),
+    [marked(recipe, precision) for recipe in OWN for precision in ("float32", "bfloat16")],
+)
 def test_own_model_and_data(
     recipe: str,
     precision: str,

@@ -5,6 +5,8 @@ land in `runs/`, where the executed notebooks can be read.
 """
 
 import json
+import os
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +63,8 @@ def test_the_notebook_runs_and_learns(
     path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
 ) -> None:
     record_property("recipe", run.recipe_of(path))
+    if time.time() > float(os.environ.get("COOKBOOK_RECIPES_UNTIL") or "inf"):
+        pytest.skip("no time was left; see COOKBOOK_RECIPES_UNTIL in .ci/run")
     for name in ("MODEL", "DATASET", "MAX_STEPS", "SEED", "PRECISION"):
         monkeypatch.delenv(f"COOKBOOK_{name}", raising=False)
     monkeypatch.setenv("COOKBOOK_PROFILE", "cpu")

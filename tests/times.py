@@ -15,7 +15,7 @@ import os
 import platform
 import re
 import sys
-from collections import Counter
+from collections import defaultdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,9 +37,9 @@ GROW = {
 def keep(part: str, seconds: float, by_test: dict[str, float]) -> None:
     """Keep how long a part of the tests took, and each of its files."""
     LAST.mkdir(parents=True, exist_ok=True)
-    files: Counter[str] = Counter()
+    files: defaultdict[str, float] = defaultdict(float)
     for test, took in by_test.items():
-        files[test.partition("::")[0]] += took  # type: ignore[assignment]
+        files[test.partition("::")[0]] += took
     content = {"seconds": round(seconds), "files": {k: round(v, 1) for k, v in files.items()}}
     (LAST / f"{part}.json").write_text(json.dumps(content), encoding="utf-8")
 

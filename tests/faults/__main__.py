@@ -59,17 +59,26 @@ def copied(folder: Path, revision: str | None) -> Path:
     return folder
 
 
+def environment(tree: Path) -> dict[str, str]:
+    """Return the environment in which processes and kernels import the copy's `cookbook`."""
+    return {
+        **os.environ,
+        "PYTHONPATH": str(tree),  # before what is installed, which is that of this tree
+        "PYTHONDONTWRITEBYTECODE": "1",  # a change within the same second would not be noticed
+    }
+
+
 def tested(tree: Path, test: str) -> tuple[int, str]:
     """Run a test in the copy, with its own `cookbook`: pytest's exit status, and its last words."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(tree),  # before the installed `cookbook`, which is that of this tree
-        "PYTHONDONTWRITEBYTECODE": "1",  # a change within the same second would not be noticed
-    }
     try:
         done = subprocess.run(
-            command, cwd=tree, env=environment, capture_output=True, text=True, timeout=LONGEST
+            command,
+            cwd=tree,
+            env=environment(tree),
+            capture_output=True,
+            text=True,
+            timeout=LONGEST,
         )
     except subprocess.TimeoutExpired as error:
         raise CatalogueError(f"{test} takes over {LONGEST} s") from error

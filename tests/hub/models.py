@@ -177,7 +177,7 @@ def flan_t5_base(folder: Path) -> None:
     # differ, and loading must notice it.
     model.lm_head.weight = torch.nn.Parameter(0.1 * torch.randn(config.vocab_size, WIDTH))
     # A decoder begins with the pad token. An embedding has about 1 in each coordinate.
-    end_soon(model, 1, [0], says=8.0, listens=1.3)
+    end_soon(model, 1, [0], says=8.0, listens=2.0)
     published = {"tie_word_embeddings": False, "scale_decoder_outputs": None, "n_positions": 512}
     _save(model, folder, published, shards="5GB")
 

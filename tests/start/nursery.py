@@ -131,7 +131,7 @@ def _run(connection_file: str) -> None:
 
     np.random.seed()  # Python's own is drawn anew at a fork
     before = (sys.stdout, sys.stderr)
-    app = IPKernelApp.instance()
+    app: Any = IPKernelApp.instance()
     app.initialize(["-f", connection_file, "--IPKernelApp.log_level=40"])
     _lead_logs_into_the_notebook(before)
     app.start()

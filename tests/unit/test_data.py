@@ -127,11 +127,6 @@ def test_empty_rows_are_dropped_and_counted(capsys: pytest.CaptureFixture[str]) 
     assert "Dropped 1 rows of the data: empty" in shown and "is not text" in shown
 
 
-def test_only_empty_rows_are_refused() -> None:
-    with pytest.raises(DataError, match="no usable row"):
-        data.as_conversations(Dataset.from_list([{"prompt": "", "completion": ""}]))
-
-
 def test_messages_are_cut_at_the_last_assistant_turn() -> None:
     turns = [
         {"role": "user", "content": "hello"},
@@ -144,17 +139,18 @@ def test_messages_are_cut_at_the_last_assistant_turn() -> None:
 
 
 @pytest.mark.parametrize(
-    "turns",
+    "row",
     [
-        [{"role": "assistant", "content": "alone"}],
-        [{"role": "user", "content": "alone"}],
-        [{"role": "robot", "content": "a"}, {"role": "assistant", "content": "b"}],
-        [{"role": "user", "content": ""}, {"role": "assistant", "content": "b"}],
+        {"prompt": "", "completion": ""},
+        {"messages": [{"role": "assistant", "content": "alone"}]},
+        {"messages": [{"role": "user", "content": "alone"}]},
+        {"messages": [{"role": "robot", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        {"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "b"}]},
     ],
 )
-def test_unusable_conversations_are_refused(turns: list[dict[str, str]]) -> None:
+def test_unusable_rows_alone_are_refused(row: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="no usable row"):
-        data.as_conversations(Dataset.from_list([{"messages": turns}]))
+        data.as_conversations(Dataset.from_list([row]))
 
 
 def test_lacking_columns_are_named_beside_those_there() -> None:
@@ -382,7 +378,6 @@ def test_the_embedded_default_must_be_built(
         ([1, None, 3], ["1", "3"]),
         ([0.5, 2.0, None], ["0.5", "2"]),
         ([True, False, None], ["true", "false"]),
-        (["a", " ", "b"], ["a", "b"]),
     ],
 )
 def test_numbers_and_truths_are_text(

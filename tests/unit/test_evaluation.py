@@ -1,7 +1,7 @@
 """Scores are the plain ones, whatever the batching; answers keep their order and their end."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -62,6 +62,8 @@ def test_the_interval_narrows_with_more_examples() -> None:
 def test_no_values_are_no_score() -> None:
     with pytest.raises(ValueError, match="no values"):
         evaluation.score([])
+    with pytest.raises(ValueError, match="no values"):
+        evaluation.resample(lambda chosen: float(len(chosen)), 0)
 
 
 def test_resampling_a_mean_is_its_score() -> None:
@@ -106,34 +108,17 @@ def test_an_interval_leaves_out_as_many_above_as_below(resamples: int) -> None:
     assert resamples - 1 - high == low
 
 
-def test_no_examples_have_no_statistic() -> None:
-    with pytest.raises(ValueError, match="no values"):
-        evaluation.resample(lambda chosen: float(len(chosen)), 0)
-
-
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_loss_is_the_models_own_per_token_whatever_the_batch(batch_size: int) -> None:
-    model = tiny.model()
-    rows = Dataset.from_dict({"input_ids": IDS, "labels": LABELS})
+@pytest.mark.parametrize(
+    ("make", "labels"), [(tiny.model, LABELS), (_t5, WRITTEN)], ids=["llama", "t5"]
+)
+def test_loss_is_the_models_own_per_token_whatever_the_batch(
+    make: Callable[[], Any], labels: list[list[int]], batch_size: int
+) -> None:
+    model = make()
+    rows = Dataset.from_dict({"input_ids": IDS, "labels": labels})
     got = evaluation.completion_loss(model, rows, batch_size)
-    assert got.value == pytest.approx(_mean_loss(model, IDS, LABELS), rel=1e-5)
-    assert got.examples == len(IDS)
-
-
-def test_loss_of_an_encoder_decoder_is_its_own_on_a_single_row() -> None:
-    model = _t5()
-    rows = Dataset.from_dict({"input_ids": IDS[:1], "labels": WRITTEN[:1]})
-    inputs, labels = torch.tensor(IDS[:1]), torch.tensor(WRITTEN[:1])
-    own = model.eval()(input_ids=inputs, labels=labels).loss.item()
-    assert evaluation.completion_loss(model, rows, 1).value == pytest.approx(own, rel=1e-5)
-
-
-@pytest.mark.parametrize("batch_size", [2, 5])
-def test_padding_does_not_change_the_loss_of_an_encoder_decoder(batch_size: int) -> None:
-    model = _t5()
-    rows = Dataset.from_dict({"input_ids": IDS, "labels": WRITTEN})
-    got = evaluation.completion_loss(model, rows, batch_size)
-    assert got.value == pytest.approx(_mean_loss(model, IDS, WRITTEN), rel=1e-5)
+    assert got.value == pytest.approx(_mean_loss(model, IDS, labels), rel=1e-5)
     assert got.examples == len(IDS)
 
 

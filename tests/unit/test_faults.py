@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,8 @@ def fault(*tests: str, old: str = "a + b", new: str = "a - b") -> Fault:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # plugins take seconds to start
     (tmp_path / "sums.py").write_text("def add(a, b):\n    return a + b\n")
     (tmp_path / "test_sums.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
@@ -59,6 +62,16 @@ def test_what_keeps_a_test_from_running_is_no_catch(tree: Path) -> None:
         faults.caught_by(tree, fault("test_add", new="a b"), sound)
     with pytest.raises(faults.CatalogueError, match="cannot be planted"):
         faults.caught_by(tree, fault("test_add", old="a * b"), sound)
+
+
+def test_the_package_is_that_of_the_copy(tmp_path: Path) -> None:
+    package = tmp_path / "tree" / "cookbook" / "__init__.py"
+    package.parent.mkdir(parents=True)
+    package.touch()
+    command = [sys.executable, "-c", "import cookbook; print(cookbook.__file__)"]
+    settings = faults.environment(tmp_path / "tree")
+    done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True)
+    assert Path(done.stdout.strip()) == package
 
 
 def test_what_is_known_of_others_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

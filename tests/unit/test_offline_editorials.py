@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cookbook.offline import builders, manifest
-from tests.unit.products import in_both, rows
+from tests.unit.products import rows
 
 pytestmark = pytest.mark.unit
 
@@ -28,11 +28,6 @@ def test_editorials_have_every_label_and_enough_of_each() -> None:
     for row in train + test:
         assert list(row) == ["text", "label", "finance"]
         assert row["text"].strip()
-
-
-def test_no_editorial_sentence_is_in_both_splits() -> None:
-    texts = [[row["text"] for row in rows("editorial-sentiment", s)] for s in ("train", "test")]
-    assert in_both(*texts) == []
 
 
 def test_no_training_sentence_is_on_finance() -> None:

@@ -8,18 +8,21 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cookbook.deduplicate import near_duplicates_within
+from cookbook.deduplicate import SHORTEST, near_duplicates_within
 from cookbook.offline import builders, documentation, offline_path, summaries
-from tests.unit.products import Row, in_both, rows, runs
+from tests.unit.products import rows
 
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).resolve().parents[2]
+Row = dict[str, str]
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +41,41 @@ def module(row: Row) -> str:
     return named[1]
 
 
+def runs(text: str) -> frozenset[str]:
+    """Return every five words in a row."""
+    words = re.findall(r"\w+", text.lower())
+    return frozenset(" ".join(words[start : start + 5]) for start in range(len(words) - 4))
+
+
+def in_both(train: Sequence[str], test: Sequence[str]) -> list[str]:
+    """Return the test texts that nearly repeat a train text, not through the package's search."""
+    sizes = [len(runs(text)) for text in train]
+    with_run: dict[str, list[int]] = defaultdict(list)
+    for number, text in enumerate(train):
+        for run in runs(text):
+            with_run[run].append(number)
+    whole = {" ".join(re.findall(r"\w+", text.lower())) for text in train}
+    found = []
+    for text in test:
+        own = runs(text)
+        shared = Counter(number for run in own for number in with_run[run])
+        enough = SHORTEST - 4  # a text of that many words has so many runs
+        alike = any(
+            count >= 0.5 * min(len(own), sizes[number])
+            for number, count in shared.items()
+            if min(len(own), sizes[number]) >= enough
+        )
+        if alike or " ".join(re.findall(r"\w+", text.lower())) in whole:
+            found.append(text)
+    return found
+
+
 def test_documentation_has_prompt_and_completion(train: list[Row], test: list[Row]) -> None:
     for row in train + test:
         assert list(row) == ["prompt", "completion"]
         assert all(isinstance(text, str) and text == text.strip() for text in row.values())
+    for split in (train, test):
+        assert len({row["prompt"] for row in split}) == len(split)
 
 
 def test_documentation_is_enough_and_short(train: list[Row], test: list[Row]) -> None:
@@ -78,10 +112,26 @@ def test_no_answer_leaks_from_train_to_test(train: list[Row], test: list[Row]) -
     assert answers[0] & answers[1] == set()
 
 
-def test_no_answer_repeats_within_a_split(train: list[Row], test: list[Row]) -> None:
-    for split in (train, test):
-        assert near_duplicates_within([row["completion"] for row in split]) == []
-        assert len({row["prompt"] for row in split}) == len(split)
+@pytest.mark.parametrize(
+    ("product", "column"),
+    [("python-documentation", "completion"), ("documentation-summaries", "document")],
+)
+def test_no_text_repeats_within_a_split(product: str, column: str) -> None:
+    for split in ("train", "test"):
+        assert near_duplicates_within([row[column] for row in rows(product, split)]) == []
+
+
+@pytest.mark.parametrize(
+    ("product", "column"),
+    [
+        ("documentation-summaries", "document"),
+        ("documentation-summaries", "summary"),
+        ("editorial-sentiment", "text"),
+    ],
+)
+def test_no_text_leaks_from_train_to_test(product: str, column: str) -> None:
+    texts = [[row[column] for row in rows(product, split)] for split in ("train", "test")]
+    assert in_both(*texts) == []
 
 
 def test_any_leading_slice_mixes_modules(train: list[Row]) -> None:
@@ -170,18 +220,6 @@ def test_summaries_are_shorter_than_their_documents() -> None:
         assert len(row["summary"].split()) in summaries.SUMMARY_WORDS, row
         assert row["summary"].endswith(".") and row["summary"][0].isupper(), row
         assert re.search(r">>>|:\w+:`|``\w* |https?:|\s\s|\n", row["document"]) is None, row
-
-
-@pytest.mark.parametrize("column", ["document", "summary"])
-def test_no_summary_or_document_leaks_from_train_to_test(column: str) -> None:
-    texts = [[row[column] for row in rows("documentation-summaries", s)] for s in ("train", "test")]
-    assert in_both(*texts) == []
-
-
-def test_no_document_repeats_within_a_split() -> None:
-    for split in ("train", "test"):
-        documents = [row["document"] for row in rows("documentation-summaries", split)]
-        assert near_duplicates_within(documents) == []
 
 
 def distinct(name: str, size: int = 30) -> str:

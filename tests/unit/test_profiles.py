@@ -142,12 +142,25 @@ def _project(folder: Path, requirement: str) -> Path:
     return folder
 
 
-def test_a_missing_group_names_its_command(tmp_path: Path) -> None:
+def _with_any_version(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
+    if text is not None:
+        monkeypatch.setenv("COOKBOOK_ANY_VERSION", text)
+
+
+@pytest.mark.parametrize("any_version", [None, "1"])
+def test_a_missing_group_names_its_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, any_version: str | None
+) -> None:
+    _with_any_version(monkeypatch, any_version)
     with pytest.raises(CookbookError, match="no-such-package is not installed.*install-peft"):
         check_environment("peft", _project(tmp_path, "no-such-package"))
 
 
-def test_a_wrong_version_names_its_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize("any_version", [None, "", "0"])
+def test_a_wrong_version_names_its_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, any_version: str | None
+) -> None:
+    _with_any_version(monkeypatch, any_version)
     with pytest.raises(CookbookError, match=r"peft .*needs >=99.*make install-peft"):
         check_environment("peft", _project(tmp_path, "peft (>=99)"))
 
@@ -159,21 +172,6 @@ def test_any_version_names_the_wrong_ones_and_goes_on(
     table = check_environment("peft", _project(tmp_path, "peft (>=99)"))
     assert re.search(r"^other versions  peft \S+ \(needs >=99\)$", table, re.MULTILINE)
     assert "other versions" not in check_environment("peft", _project(tmp_path, "peft"))
-
-
-@pytest.mark.parametrize("text", ["", "0"])
-def test_any_version_has_to_be_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
-    monkeypatch.setenv("COOKBOOK_ANY_VERSION", text)
-    with pytest.raises(CookbookError, match=r"peft .*needs >=99"):
-        check_environment("peft", _project(tmp_path, "peft (>=99)"))
-
-
-def test_any_version_is_not_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COOKBOOK_ANY_VERSION", "1")
-    with pytest.raises(CookbookError, match="no-such-package is not installed.*install-peft"):
-        check_environment("peft", _project(tmp_path, "no-such-package"))
 
 
 def test_an_unknown_group_lists_the_groups(tmp_path: Path) -> None:

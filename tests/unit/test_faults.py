@@ -39,27 +39,34 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_first_test_that_fails_is_named(tree: Path) -> None:
-    sound: dict[str, int] = {}
+    sound: set[str] = set()
     found = faults.caught_by(tree, fault("test_gone", "test_zero", "test_add"), sound)
     assert found == "test_sums.py::test_add"
-    assert list(sound.values()) == [faults.NOT_FOUND, faults.PASSED, faults.PASSED]
+    assert sound == {"test_sums.py::test_zero", "test_sums.py::test_add"}
     assert "a + b" in (tree / "sums.py").read_text(), "it was taken away again"
 
 
 def test_a_fault_that_no_test_fails_of_is_not_caught(tree: Path) -> None:
-    assert faults.caught_by(tree, fault("test_zero"), {}) is None
-    assert faults.caught_by(tree, fault("test_gone"), {}) is None
+    assert faults.caught_by(tree, fault("test_zero"), set()) is None
+    assert faults.caught_by(tree, fault("test_gone"), set()) is None
 
 
 def test_a_test_that_fails_anyway_catches_nothing(tree: Path) -> None:
     with pytest.raises(faults.CatalogueError, match="ends with 1 without the fault"):
-        faults.caught_by(tree, fault("test_other"), {})
+        faults.caught_by(tree, fault("test_other"), set())
+
+
+def test_tests_are_sound_together_or_looked_at_one_by_one(tree: Path) -> None:
+    good, bad = fault("test_gone", "test_add", "test_other"), fault("test_other")
+    assert faults.sound_together(tree, [good]) == {"test_sums.py::test_add"}
+    assert faults.sound_together(tree, [good, bad]) == set()
+    assert faults.sound_together(tree, [fault("test_gone")]) == set()
 
 
 def test_what_keeps_a_test_from_running_is_no_catch(tree: Path) -> None:
-    sound = {"test_sums.py::test_add": faults.PASSED}
+    sound = {"test_sums.py::test_add"}
     with pytest.raises(faults.CatalogueError, match="not in a failure"):
-        faults.caught_by(tree, fault("test_add", new="a b"), sound)
+        faults.caught_by(tree, fault("test_add", new="a +"), sound)
     with pytest.raises(faults.CatalogueError, match="cannot be planted"):
         faults.caught_by(tree, fault("test_add", old="a * b"), sound)
 

@@ -211,7 +211,8 @@ def opt_1_3b(folder: Path) -> None:
     )
     set_seed(SEED)
     model = OPTForCausalLM(config).half()
-    end_soon(model, 2, before_answers(AutoTokenizer.from_pretrained(folder)))
+    tokens = before_answers(AutoTokenizer.from_pretrained(folder))
+    end_soon(model, 2, tokens, listens=2.5)  # what positions add, it does not hear
     _save(model, folder, {"prefix": "</s>"}, shards="5GB")
 
 

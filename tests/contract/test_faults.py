@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import tomllib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import yaml
 
 from tests.contract.notebook_rules import plain_python
 from tests.contract.repository import ROOT
+from tests.faults.__main__ import RESULTS
 from tests.faults.catalogue import FAULTS, Fault, NotThere, swap
 
 pytestmark = pytest.mark.contract
@@ -53,6 +55,12 @@ def test_the_tests_named_exist(fault: Fault) -> None:
 def test_each_is_of_another_kind() -> None:
     assert len({one.name for one in FAULTS}) == len({one.kind for one in FAULTS}) == len(FAULTS)
     assert len(FAULTS) >= FEWEST
+
+
+def test_each_was_seen_to_be_caught() -> None:
+    caught = json.loads(RESULTS.read_text(encoding="utf-8"))["caught"]["now"]
+    missed = [one.name for one in FAULTS if caught.get(one.name) not in one.tests]
+    assert missed == [], "run: .venv/bin/python -m tests.faults --only NAME"
 
 
 @pytest.mark.parametrize("text", ["", "a b a"])

@@ -146,7 +146,7 @@ docker-logs: check-docker ## Follow the container's log
 	@docker compose logs --follow $(SERVICE)
 
 docker-test: $(STAMP)all offline check-docker ## Build the images and use them for real, a browser included
-	@$(VENV_PYTHON) -m pytest -m containers tests/containers $(HELD)
+	@$(VENV_PYTHON) -m pytest -m containers tests/containers
 
 # --- Checking -------------------------------------------------------------------------------
 

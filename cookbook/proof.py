@@ -80,14 +80,15 @@ def _between(lines: list[str], start: tuple[int, int], end: tuple[int, int]) -> 
 class _Module:
     """The definitions of a module, what its other lines do, and where its names come from."""
 
+    name: str
+    source: str
     defined: dict[str, list[ast.stmt]] = field(default_factory=dict)
     body: list[ast.stmt] = field(default_factory=list)
-    imported: dict[str, tuple[str, str]] = field(default_factory=dict)  # name -> module, its name
-    source: str = ""
+    imported: dict[str, Place] = field(default_factory=dict)  # name -> module, its name there
 
 
-def _read(source: str) -> _Module:
-    module = _Module(source=source)
+def _read(name: str, source: str) -> _Module:
+    module = _Module(name, source)
     tree = ast.parse(source)
     for statement in tree.body:
         if isinstance(statement, (ast.Import, ast.ImportFrom)):
@@ -126,7 +127,8 @@ def _modules(root: Path) -> dict[str, _Module]:
     found = {}
     for path in sorted((root / "cookbook").rglob("*.py")):
         name = ".".join(path.relative_to(root).with_suffix("").parts)
-        found[name.removesuffix(".__init__")] = _read(path.read_text(encoding="utf-8"))
+        name = name.removesuffix(".__init__")
+        found[name] = _read(name, path.read_text(encoding="utf-8"))
     return found
 
 
@@ -143,8 +145,8 @@ class Package:
         A module's lines that define nothing count as soon as a name of it is used; of a module that
         is handed on as a whole, everything does. Modules below `apart` are left out.
         """
-        script = _read(source)
-        script.body = ast.parse(source).body
+        script = _read("", source)
+        script.defined, script.body = {}, ast.parse(source).body
         waiting = [*self._references(script, script.body), ("cookbook", "")]
         found: dict[Place, str] = {}
         while waiting:
@@ -192,9 +194,8 @@ class Package:
                     found += self._resolved(whole, node.attr)
                     of_module.add(id(node.value))
             elif isinstance(node, ast.Name) and id(node) not in of_module:
-                if node.id in module.defined and module in self._modules.values():
-                    name = next(key for key, one in self._modules.items() if one is module)
-                    found.append((name, node.id))
+                if node.id in module.defined:
+                    found.append((module.name, node.id))
                 elif (whole := self._module_of(module, node.id)) is not None:
                     found += self._everything(whole)
                 elif node.id in module.imported:
@@ -228,7 +229,8 @@ def _walk(statements: Iterable[ast.AST]) -> Iterator[ast.AST]:
 
 
 @cache
-def _package(root: Path) -> Package:
+def package(root: Path = ROOT) -> Package:
+    """Return the package's parts, read once until `forget` is called."""
     return Package(root)
 
 
@@ -240,7 +242,7 @@ def _lock(root: Path) -> list[dict[str, Any]]:
 
 def forget() -> None:
     """Read package and lock anew for the next digests: they may have been changed meanwhile."""
-    _package.cache_clear()
+    package.cache_clear()
     _lock.cache_clear()
 
 
@@ -267,7 +269,7 @@ def products(text: str, root: Path = ROOT) -> Digests:
     for product in PRODUCTS:
         if re.search(rf"(?<![\w-]){re.escape(product.name)}(?![\w-])", text):
             call = f"from cookbook.offline.builders import {product.build.__name__} as f\nf"
-            parts = _package(root).used_by(call, apart=("cookbook.offline.manifest",))
+            parts = package(root).used_by(call, apart=("cookbook.offline.manifest",))
             found[product.name] = digest(product.fingerprint, *map("=".join, parts.items()))
     return found
 
@@ -277,7 +279,7 @@ def digests(recipe: str, root: Path = ROOT) -> dict[str, Any]:
     notebook = nbformat.read(root / f"{recipe}.ipynb", as_version=4)
     source = notebook_code(notebook)
     groups = re.findall(r'check_environment\("([\w-]+)"\)', source)
-    used = _package(root).used_by(source)
+    used = package(root).used_by(source)
     # The forgetting check's text is read by the package, not named in the notebook.
     read = source + (" general-text" if "data.general_text" in used else "")
     return {

@@ -41,10 +41,15 @@ def notebooks() -> list[Path]:
 def result_path(content: Run) -> Path:
     """Return where a result is kept: recipe, profile, hardware, precision and seed name it."""
     hardware = content["hardware"]
-    device = re.sub(r"[^a-z0-9.]+", "-", hardware["device"].lower()).strip("-")
+    device = in_file_names(hardware["device"])
     many = hardware["threads"] if content["profile"] == "cpu" else hardware["count"]
     name = f"{content['profile']}-{many}x-{device}-{hardware['precision']}-seed{content['seed']}"
     return RESULTS / str(content["recipe"]) / f"{name}.json"
+
+
+def in_file_names(device: str) -> str:
+    """Return a device's name as it stands in the names of records."""
+    return re.sub(r"[^a-z0-9.]+", "-", device.lower()).strip("-")
 
 
 def record(notebook: Path, seed: int) -> Path:
@@ -110,25 +115,25 @@ def recorded_runs(recipe: str | None = None) -> list[Run]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
-def current(recipe: str, profile: str = "cpu") -> Run | None:
+def _compared(recipe: str) -> list[tuple[list[str], Run]]:
+    """Return what changed since each of a recipe's `cpu` runs was recorded, and the run."""
+    present = proof.digests(recipe)
+    runs = [run for run in recorded_runs(recipe) if run["profile"] == "cpu" and "digests" in run]
+    return [(proof.changes(run["digests"], present), run) for run in runs]
+
+
+def current(recipe: str) -> Run | None:
     """Return a recorded run of what the repository holds today, None where there is none.
 
     One seed is enough, as it is for the recipe's test: the margins come from all that are recorded.
     """
-    present = proof.digests(recipe)
-    runs = [run for run in recorded_runs(recipe) if run["profile"] == profile]
-    return next((run for run in runs if run.get("digests") == present), None)
+    return next((run for changed, run in _compared(recipe) if not changed), None)
 
 
 def stale(recipe: str) -> list[str]:
     """Return what changed since a recipe was recorded, nothing where a record is current."""
-    if current(recipe):
-        return []
-    runs = [run for run in recorded_runs(recipe) if "digests" in run and run["profile"] == "cpu"]
-    if not runs:
-        return ["no record with digests"]
-    newest = max(runs, key=lambda run: str(run["date"]))
-    return proof.changes(newest["digests"], proof.digests(recipe))
+    found = [changed for changed, _ in _compared(recipe)]
+    return min(found, key=len, default=["no record with digests"])
 
 
 def learning_margin(runs: Sequence[Run], metric: str) -> float:

@@ -63,7 +63,7 @@ def _lines(file: str, pattern: str) -> dict[str, str]:
 
 
 def _used(code: str) -> dict[str, str]:
-    return {f"cookbook.{name}": one for name, one in proof.Package().used_by(code).items()}
+    return {f"cookbook.{name}": one for name, one in proof.package().used_by(code).items()}
 
 
 def _lock() -> dict[str, str]:

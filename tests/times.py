@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import sys
 from collections import defaultdict
 from datetime import UTC, datetime
@@ -80,8 +79,7 @@ def table(phases: dict[str, int], tests: dict[str, Any]) -> str:
 def main(arguments: list[str]) -> int:
     """Run the command line and return its exit status."""
     phases = {name: int(took) for name, _, took in (one.rpartition("=") for one in arguments)}
-    name = re.sub(r"[^a-z0-9.]+", "-", device_name().lower()).strip("-")
-    path = RESULTS / f"{os.cpu_count()}x-{name}.json"
+    path = RESULTS / f"{os.cpu_count()}x-{record.in_file_names(device_name())}.json"
     if not phases:
         content = json.loads(path.read_text(encoding="utf-8"))
         print(table(content["phases"], content["tests"]))

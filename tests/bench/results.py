@@ -1,7 +1,6 @@
 """What a benchmark leaves behind: medians of interleaved rounds, a history, a table, a plot."""
 
 import json
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from cookbook.profiles import ROOT, device_name
+from cookbook.record import in_file_names
 from tests.bench.works import LENGTHS, WITHOUT, WORKS, Work
 
 RESULTS = ROOT / "results" / "bench"
@@ -112,7 +112,7 @@ def record(work: Work, runs: dict[str, list[Run]], failures: dict[str, str]) -> 
 
 def path_of(work: str, device: str, folder: Path = RESULTS) -> Path:
     """Return the file that holds the history of a work on a device."""
-    return folder / f"{work}-{re.sub(r'[^a-z0-9.]+', '-', device.lower()).strip('-')}.json"
+    return folder / f"{work}-{in_file_names(device)}.json"
 
 
 def history(path: Path) -> list[Record]:

@@ -43,6 +43,14 @@ def code_cells(notebook: NotebookNode) -> list[str]:
     return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
 
 
+def calls(notebook: NotebookNode, name: str) -> Iterator[dict[str, ast.expr]]:
+    """Yield the arguments of each call of a function, by their names or places ("0", "1", ...)."""
+    for node in ast.walk(ast.parse("\n".join(code_cells(notebook)))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == name:
+            named = {one.arg: one.value for one in node.keywords if one.arg}
+            yield {str(place): one for place, one in enumerate(node.args)} | named
+
+
 def headings(markdown: str) -> Iterator[tuple[int, str]]:
     """(level, text) of each heading outside code fences."""
     fenced = False

@@ -14,7 +14,8 @@ import yaml
 from tests.contract.notebook_rules import plain_python
 from tests.contract.repository import ROOT
 from tests.faults.__main__ import RESULTS
-from tests.faults.catalogue import FAULTS, Fault, NotThere, swap
+from tests.faults.catalogue import FAULTS
+from tests.faults.planting import Fault, NotThere, swap
 
 pytestmark = pytest.mark.contract
 

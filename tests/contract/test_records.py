@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import copy
 import json
-import tomllib
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import nbformat
 import pytest
 
 from cookbook import proof, record, run
 from cookbook.memory import GIB
 from cookbook.profiles import ROOT
 from tests import proofs
+from tests.contract.lock_rules import read_lock
+from tests.hub.notebooks import settings_of
 
 pytestmark = pytest.mark.contract
 
@@ -101,30 +101,16 @@ def faults(content: dict[str, Any]) -> list[str]:
     if content.get("seal") != proof.seal_of(content):
         found.append("it was edited: its seal is another")
     if "recipe" in content and content.get("digests") == proof.digests(content["recipe"]):
-        locked = locked_versions()
+        locked = {one["name"]: one["version"] for one in read_lock(ROOT / "poetry.lock")}
         versions = {name: one for name, one in content["versions"].items() if name in locked}
         wrong = [name for name, one in versions.items() if one != locked[name]]
         found += [f"it never ran with its digests: {name}" for name in wrong]
-        table = settings(content["recipe"])[content["profile"]]
+        table = settings_of(ROOT / f"{content['recipe']}.ipynb", content["profile"])
         told = ("model", "dataset")
         found += [f"it never ran with its digests: {k}" for k in told if content[k] != table[k]]
         if table["max_steps"] not in (content["train"]["steps"], -1):
             found.append("it never ran with its digests: steps")
     return found
-
-
-def locked_versions() -> dict[str, str]:
-    """Return name -> version of what the lock pins."""
-    packages = tomllib.loads((ROOT / "poetry.lock").read_text(encoding="utf-8"))["package"]
-    return {one["name"]: str(one["version"]) for one in packages}
-
-
-def settings(recipe: str) -> dict[str, dict[str, Any]]:
-    """Return a notebook's table of profiles."""
-    table: dict[str, dict[str, Any]] = run.parameters(
-        nbformat.read(ROOT / f"{recipe}.ipynb", as_version=4)
-    )["PROFILES"]
-    return table
 
 
 @pytest.mark.parametrize("path", records(), ids=lambda path: f"{path.parent.name}/{path.stem}")

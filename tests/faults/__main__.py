@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.contract.repository import ROOT, copy_files
-from tests.faults.catalogue import FAULTS, Fault, NotThere
+from tests.faults.catalogue import FAULTS
+from tests.faults.planting import Fault, NotThere
 
 RESULTS = ROOT / "results" / "faults.json"
 NOW = "now"

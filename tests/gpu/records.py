@@ -1,7 +1,6 @@
 """What a check leaves behind: one JSON file per recipe, profile and device, and a table."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from statistics import median
 from typing import Any, Literal
 
 from cookbook.profiles import ROOT
+from cookbook.record import in_file_names
 
 RESULTS = ROOT / "results" / "gpu"
 GIB = 2**30
@@ -28,18 +28,13 @@ class Outcome:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-def slug(text: str) -> str:
-    """Return a device's name as a part of a file name."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
-
-
 def write(outcome: Outcome, device: str, results: Path) -> Path:
     """Write an outcome's record and return where: a failure never replaces what passed.
 
     It lies beside it as `<name>.failed.json`, until the same check passes.
     """
     folder = results / outcome.recipe
-    name = f"{outcome.profile}-{slug(device)}"
+    name = f"{outcome.profile}-{in_file_names(device)}"
     passed, failed = folder / f"{name}.json", folder / f"{name}.failed.json"
     target = passed if outcome.status == "passed" else failed
     head = {"status": outcome.status, "recipe": outcome.recipe, "profile": outcome.profile}

@@ -30,9 +30,8 @@ LIBRARIES = (
     *("trl.trainer.sft_trainer", "trl.trainer.grpo_trainer", "peft.helpers"),
     *("matplotlib.pyplot", "sklearn.metrics", "rouge_score.rouge_scorer", "math_verify"),
     *("tensorboard", "ipywidgets", "IPython", "matplotlib_inline.backend_inline"),
-    *("ipykernel.kernelapp", "tqdm.auto", "pyarrow.parquet", "numpy", "deepdiff"),
+    *("ipykernel.kernelapp", "tqdm.auto", "pyarrow.parquet", "numpy"),
 )
-OPTIONAL = {"deepdiff", "math_verify", "tensorboard"}
 
 
 def prepare() -> None:
@@ -45,11 +44,7 @@ def prepare() -> None:
     there = IPython.get_ipython
     IPython.get_ipython = lambda: SimpleNamespace(config={"IPKernelApp": {}})
     for name in LIBRARIES:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError:
-            if name not in OPTIONAL:
-                raise
+        importlib.import_module(name)
     IPython.get_ipython = there
 
 

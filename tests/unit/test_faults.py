@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults import __main__ as faults
-from tests.faults.catalogue import FAULTS, Fault, swap
+from tests.faults.catalogue import FAULTS
+from tests.faults.planting import Fault, swap
 
 pytestmark = pytest.mark.unit
 

@@ -48,8 +48,8 @@ from tests.hub.tokenizing import (
     SMOLLM2_TEMPLATE,
     byte_level,
     gemma_tokenizer,
-    learned_from,
     qwen_tokenizer,
+    smollm2_tokenizer,
     unigram,
 )
 
@@ -124,11 +124,7 @@ def falcon_7b(folder: Path) -> None:
 
 def smollm2_instruct(folder: Path, key_value_heads: int) -> None:
     """Write SmolLM2 as in 360M (grouped keys and values) or 1.7B: a tied Llama with ChatML."""
-    special = {"unk_token": "<|endoftext|>", "bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
-    learned = byte_level(list(special.values()))  # ids 0, 1 and 2, as there
-    tokenizer = GPT2Tokenizer(
-        **learned_from(learned), **special, pad_token="<|im_end|>", model_max_length=8192
-    )
+    tokenizer = smollm2_tokenizer(pad_token="<|im_end|>")
     tokenizer.chat_template = SMOLLM2_TEMPLATE
     tokenizer.save_pretrained(folder, save_jinja_files=False)
     tokenizer.backend_tokenizer.model.save(str(folder))

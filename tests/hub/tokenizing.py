@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GemmaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers import (
+    GemmaTokenizer,
+    GPT2Tokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+)
 
 from tests.hub.data_sets import dialogsum_rows, guanaco_rows, sentiment_rows
 
@@ -117,6 +122,13 @@ def qwen_tokenizer(folder: Path, template: str, plain: Sequence[str]) -> Qwen2To
     tokenizer.save_pretrained(folder, save_jinja_files=False)  # the template lies in the settings
     tokenizer.backend_tokenizer.model.save(str(folder))
     return tokenizer
+
+
+def smollm2_tokenizer(**settings: str) -> GPT2Tokenizer:
+    """Return a tokenizer as of SmolLM2, whose first ids are the special ones of there."""
+    special = {"unk_token": "<|endoftext|>", "bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    learned = learned_from(byte_level(list(special.values())))
+    return GPT2Tokenizer(**learned, **special, **settings, model_max_length=8192)
 
 
 def gemma_tokenizer(folder: Path, **settings: str) -> GemmaTokenizer:

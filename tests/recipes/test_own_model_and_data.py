@@ -12,10 +12,11 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbmake.nb_run import NotebookRun
-from transformers import AutoModelForCausalLM, AutoTokenizer, FalconConfig
+from transformers import AutoModelForCausalLM, FalconConfig, set_seed
 
-from cookbook.offline import offline_path
 from cookbook.profiles import ROOT
+from tests.hub.endings import before_answers, end_soon
+from tests.hub.tokenizing import smollm2_tokenizer
 
 pytestmark = pytest.mark.own
 
@@ -27,9 +28,7 @@ TIMEOUT = 300  # seconds per cell
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny Falcon, without chat template and pad token, and a JSONL file."""
     folder = tmp_path_factory.mktemp("own")
-    tokenizer = AutoTokenizer.from_pretrained(offline_path("SmolLM2-135M-Instruct"))
-    tokenizer.chat_template = None
-    tokenizer.pad_token = None
+    tokenizer = smollm2_tokenizer()
     config = FalconConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -38,7 +37,10 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "falcon")
+    set_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    end_soon(model, tokenizer.eos_token_id, before_answers(tokenizer))
+    model.save_pretrained(folder / "falcon")
     tokenizer.save_pretrained(folder / "falcon")
     rows = [{"prompt": f"Say {n}", "completion": f"{n} it is."} for n in range(60)]
     rows.append({"prompt": "", "completion": "nothing asked"})

@@ -201,13 +201,15 @@ def shapes(
 def matmul_rate(dtype: torch.dtype, seconds: float = 0.1) -> float:
     """Return the operations a second of a large matrix product on this machine's fastest device.
 
-    The best of ten measurements of `seconds` each: what else runs can only slow one down.
+    The best of ten measurements of `seconds` each: what else runs can only slow one down. Where the
+    device emulates the type, a large product takes minutes, and a small one is measured.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = 8192 if device == "cuda" else 1536
-    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    factors = torch.ones(2, size, size, dtype=dtype, device=device)
 
-    def multiply(count: int) -> float:
+    def multiply(size: int, count: int) -> float:
+        left, right = factors[:, :size, :size].contiguous()
         begin = time.perf_counter()
         for _ in range(count):
             left @ right
@@ -215,9 +217,12 @@ def matmul_rate(dtype: torch.dtype, seconds: float = 0.1) -> float:
             torch.cuda.synchronize()
         return (time.perf_counter() - begin) / count
 
-    once = min(multiply(1) for _ in range(3))
+    small = size // 8
+    if min(multiply(small, 1) for _ in range(3)) * 8**3 > 5 * seconds:
+        size = small
+    once = min(multiply(size, 1) for _ in range(3))
     count = max(1, round(seconds / once))
-    return 2.0 * size**3 / min(multiply(count) for _ in range(10))
+    return 2.0 * size**3 / min(multiply(size, count) for _ in range(10))
 
 
 def _without_content(

@@ -142,7 +142,7 @@ def tiny(model_type: str, own: dict[str, Any], folder: Path) -> Path:
     """Write a tiny random model of a type, a base model without chat template and pad token.
 
     It ends its turns. Most of the arithmetic of so small a model is its output layer: with few
-    tokens it takes seconds where a processor emulates bfloat16, and minutes with those of SmolLM2.
+    tokens it takes seconds also where a processor emulates bfloat16.
     """
     tokenizer = smollm2_tokenizer()
     end = tokenizer.eos_token_id

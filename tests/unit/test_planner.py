@@ -13,6 +13,7 @@ from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
@@ -219,6 +220,34 @@ def test_the_matrix_rate_is_this_machines() -> None:
         left @ left
     rate = count * 2 * 512**3 / (time.perf_counter() - begin)
     assert 0.1 < planner.matmul_rate(torch.float32, 0.1) / rate < 10
+
+
+class Emulating(TorchDispatchMode):
+    """A clock that a slow device would show: each matrix product advances it, nothing else does."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate, self.now = rate, 0.0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten.mm.default:
+            self.now += 2.0 * args[0].numel() * args[1].shape[1] / self.rate
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+# A product of 1,536 rows takes 0.01 s, 0.2 s, 0.5 s, 7 s and 36 s.
+@pytest.mark.parametrize("rate", [7e11, 3.5e10, 1.5e10, 1e9, 2e8])
+def test_the_matrix_rate_is_measured_in_seconds_also_where_it_is_low(
+    rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Emulating(rate) as clock:
+        monkeypatch.setattr(planner.time, "perf_counter", lambda: clock.now)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert planner.matmul_rate(torch.float32) == pytest.approx(rate)
+    assert clock.now < 7
 
 
 def _rows(lengths: list[int], labelled: int = 2) -> Dataset:

@@ -112,7 +112,7 @@ def load(work: Work, attn_implementation: str | None = None, without: str = "") 
     path = data.resolve_model(rows.MODEL)
     if work.kind == "grpo":
         path = os.environ[WARM]
-    dtype = torch.float32 if work.kind == "full" else torch.bfloat16
+    dtype = torch.float32 if work.kind == "full" else getattr(torch, work.precision)
     if work.kind == "qlora":
         kind["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -130,7 +130,7 @@ def _common(work: Work, folder: str, order: str | None) -> dict[str, Any]:
         "output_dir": folder,
         "max_steps": work.steps,
         "learning_rate": work.learning_rate,
-        "bf16": True,
+        "bf16": work.precision == "bfloat16",
         "use_cpu": True,
         "logging_steps": 1,
         "save_strategy": "no",

@@ -8,7 +8,7 @@ Kind = Literal["lora", "qlora", "full", "pretrain", "seq2seq", "grpo"]
 
 @dataclass(frozen=True)
 class Work:
-    """One piece of work. Every contestant trains the same weights on the same rows in bfloat16."""
+    """One piece of work. Every contestant trains the same weights on the same rows."""
 
     name: str
     title: str
@@ -22,6 +22,7 @@ class Work:
     lora_r: int = 16
     lora_alpha: int = 32
     rows: Literal["instructions", "documents"] = "instructions"
+    precision: str = "bfloat16"  # what is computed in; "float32" compares losses alone
 
     @property
     def steps(self) -> int:

@@ -17,10 +17,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
 from cookbook import record
 from cookbook.profiles import ROOT
+from tests.containers.engine import free_port
 from tests.hub.endings import before_answers, end_soon
 from tests.hub.tokenizing import smollm2_tokenizer
 
 TIMEOUT = 300  # seconds per cell
+DISTRIBUTED = "01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning"
 WORDS = (
     "amber bridge candle desert engine forest garden harbor island jacket kettle lantern".split()
 )
@@ -111,7 +113,7 @@ def _jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 # Recipe -> an architecture and a file format that its notebook does not name.
 OWN: dict[str, tuple[str, dict[str, Any], Callable[[Path], Path]]] = {
     "01-Full-Fine-Tuning/GPT-2-From-Scratch": ("gpt_neox", {}, as_text),
-    "01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning": ("gpt_neox", {}, as_messages),
+    DISTRIBUTED: ("gpt_neox", {}, as_messages),
     "02-PEFT/Falcon-7B-LoRA": ("mistral", {"num_key_value_heads": 1}, as_messages),
     "03-Instruction-Tuning/Financial-Sentiment-OPT": ("phi", {}, as_labels),
     "03-Instruction-Tuning/Summarization-FLAN-T5": ("llama", {}, as_documents),
@@ -163,6 +165,15 @@ def test_every_recipe_is_covered() -> None:
     assert set(OWN) == recipes
 
 
+def as_if_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tell a notebook that it is the one process of a launch by torchrun."""
+    launch = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+
+
 # Both precisions, whatever this processor picks: each is the default on many machines.
 @pytest.mark.own
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -175,6 +186,8 @@ def test_own_model_and_data(
     shared_start: None,
 ) -> None:
     monkeypatch.setenv("COOKBOOK_PRECISION", precision)
+    if recipe == DISTRIBUTED and precision == "bfloat16":
+        as_if_launched(monkeypatch)  # once is enough for the processes that it starts
     model_type, own, write = OWN[recipe]
     data = write(environment)
     monkeypatch.setenv("COOKBOOK_MODEL", str(tiny(model_type, own, environment / model_type)))

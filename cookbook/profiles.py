@@ -108,7 +108,7 @@ def compute_dtype() -> torch.dtype:
 
     CUDA: bfloat16 from compute capability 8.0 (Ampere), float16 before (a T4 has no units for it).
     CPU: bfloat16 where the processor has instructions for it (AMX or AVX512-BF16), else float32:
-    without them torch emulates bfloat16, about four times slower than float32.
+    without them torch emulates bfloat16, four times slower than float32 or far more.
     `COOKBOOK_PRECISION` forces one. Raises `CookbookError` for one that the device cannot train in.
     """
     on_gpu = torch.cuda.is_available()

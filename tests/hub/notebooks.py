@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pytest
 from nbconvert import PythonExporter
 from nbmake.nb_result import NotebookResult
 from nbmake.nb_run import NotebookRun
 
 from cookbook import record, run
 from cookbook.profiles import ROOT
+from tests.containers.engine import free_port
 
 NOTEBOOKS = record.notebooks()
+DISTRIBUTED = "01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning"
 PROFILES = ("gpu16", "gpu80")
 TIMEOUT = 300  # seconds per cell
 # peft 0.21 asks transformers for an attribute that transformers has renamed.
@@ -28,6 +31,18 @@ def settings_of(path: Path, profile: str) -> dict[str, Any]:
     """Return a profile's column of a notebook's `PROFILES` table."""
     settings: dict[str, Any] = run.parameters(nbformat.read(path, as_version=4))["PROFILES"]
     return dict(settings[profile])
+
+
+def as_if_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tell a notebook that it is the one process of a launch by torchrun.
+
+    By itself the distributed recipe starts three, of which each imports for ten seconds or more.
+    """
+    launch = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
 
 
 def execute(path: Path) -> NotebookResult:

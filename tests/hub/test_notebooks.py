@@ -12,8 +12,10 @@ import nbformat
 import pytest
 
 from tests.hub.notebooks import (
+    DISTRIBUTED,
     NOTEBOOKS,
     PROFILES,
+    as_if_launched,
     deprecations,
     execute,
     name_of,
@@ -52,6 +54,8 @@ def test_the_notebook_runs_against_the_hub(
 ) -> None:
     runs = lead_to(hub, profile)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    if (name_of(path), profile) == (DISTRIBUTED, "gpu16"):
+        as_if_launched(monkeypatch)  # with the other profile it starts processes itself
     settings = settings_of(path, profile)
     result = execute(path)
     runs.mkdir(exist_ok=True)

@@ -17,12 +17,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
 from cookbook import record
 from cookbook.profiles import ROOT
-from tests.containers.engine import free_port
 from tests.hub.endings import before_answers, end_soon
+from tests.hub.notebooks import DISTRIBUTED, as_if_launched
 from tests.hub.tokenizing import smollm2_tokenizer
 
 TIMEOUT = 300  # seconds per cell
-DISTRIBUTED = "01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning"
 WORDS = (
     "amber bridge candle desert engine forest garden harbor island jacket kettle lantern".split()
 )
@@ -163,15 +162,6 @@ def tiny(model_type: str, own: dict[str, Any], folder: Path) -> Path:
 def test_every_recipe_is_covered() -> None:
     recipes = {str(path.relative_to(ROOT).with_suffix("")) for path in record.notebooks()}
     assert set(OWN) == recipes
-
-
-def as_if_launched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tell a notebook that it is the one process of a launch by torchrun."""
-    launch = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    for name, value in launch.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(free_port()))
 
 
 # Both precisions, whatever this processor picks: each is the default on many machines.

@@ -1,8 +1,8 @@
 """One run of one contestant: `python -m tests.bench.run WORK CONTESTANT RESULT`.
 
 With `--same-batches` all contestants of our own environment meet the same tokens in the same
-batches, in the precision that this processor computes fastest, so that their losses can be compared.
-Speed is measured in bfloat16 alone, with the rate of a matrix product beside it.
+batches, in the precision that this processor computes fastest: their losses can be compared. Speed
+is measured in bfloat16 alone, with the rate of a matrix product beside it.
 """
 
 import argparse

@@ -233,7 +233,7 @@ class Emulating(TorchDispatchMode):
     """A clock that a slow device would show: each matrix product advances it, nothing else does."""
 
     def __init__(self, rate: float) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.rate, self.now = rate, 0.0
 
     def __torch_dispatch__(
@@ -251,7 +251,7 @@ def test_the_matrix_rate_is_measured_in_seconds_also_where_it_is_low(
     rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Emulating(rate) as clock:
-        monkeypatch.setattr(planner.time, "perf_counter", lambda: clock.now)
+        monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         assert MEASURED_RATE(torch.float32) == pytest.approx(rate)
     assert clock.now < 7

@@ -15,8 +15,11 @@ import os
 import platform
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
+
+import torch
 
 from cookbook import record
 from cookbook.profiles import ROOT, device_name
@@ -24,6 +27,8 @@ from cookbook.profiles import ROOT, device_name
 LAST = ROOT / "runs" / "tests"  # what the last `make test` took, one file for each part
 RESULTS = ROOT / "results" / "gate"
 RECIPES = len(record.notebooks())
+# Times as long as in bfloat16: in float32, on a processor without units for it.
+SLOWEST = 6
 # Files whose tests are there once for each recipe, or nearly so.
 _HUB = ("few_rows", "mistakes", "notebooks", "repositories")
 GROW = {
@@ -59,6 +64,17 @@ def with_recipes(tests: dict[str, Any], recipes: int, held: int = RECIPES) -> fl
     growing = sum(took for name, took in small["files"].items() if name in GROW)
     share = growing / all_files
     return float(small["seconds"] * (1 + share * (recipes / held - 1)) + large["seconds"])
+
+
+def expected_seconds(runs: Iterable[record.Run], dtype: torch.dtype) -> float:
+    """Return how long a recipe will take in a precision: as its slowest run in it did.
+
+    Where none was recorded, `SLOWEST` times as long as the slowest of all.
+    """
+    timed = [one for one in runs if "notebook_seconds" in one]  # the oldest have no time
+    alike = [one for one in timed if f"torch.{one['hardware']['precision']}" == str(dtype)]
+    slowest = max(float(one["notebook_seconds"]) for one in alike or timed)
+    return slowest if alike else SLOWEST * slowest
 
 
 def table(phases: dict[str, int], tests: dict[str, Any]) -> str:

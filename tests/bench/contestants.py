@@ -112,13 +112,14 @@ def load(work: Work, attn_implementation: str | None = None, without: str = "") 
     path = data.resolve_model(rows.MODEL)
     if work.kind == "grpo":
         path = os.environ[WARM]
-    dtype = torch.float32 if work.kind == "full" else getattr(torch, work.precision)
+    computed: torch.dtype = getattr(torch, work.precision)
+    dtype = torch.float32 if work.kind == "full" else computed
     if work.kind == "qlora":
         kind["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_compute_dtype=computed,
         )
     return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kind)
 
@@ -305,7 +306,7 @@ def bare(work: Work, meter: Meter, order: str | None) -> Any:
         total = 0.0
         for batch in step:
             with lean(model):
-                loss = _loss(model, batch) / count
+                loss = _loss(work, model, batch) / count
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -317,8 +318,8 @@ def bare(work: Work, meter: Meter, order: str | None) -> Any:
     return model, parts
 
 
-def _loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+def _loss(work: Work, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=work.precision == "bfloat16"):
         logits, targets = training.supervised_logits(model, batch)
     return functional.cross_entropy(logits.float(), targets, reduction="sum")
 

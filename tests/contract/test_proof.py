@@ -11,6 +11,7 @@ from typing import Any
 
 import nbformat
 import pytest
+import torch
 
 from cookbook import proof, record
 from cookbook.profiles import ROOT
@@ -167,6 +168,19 @@ def test_another_recipe_is_checked_after_each_commit() -> None:
     assert turns == set(RECIPES)
     assert proofs.in_turn(3, lambda recipe: recipe == FALCON) == FALCON
     assert proofs.in_turn(3, lambda _: False) is None
+
+
+def test_how_long_a_recipe_takes_is_known_before_it_is_begun() -> None:
+    half: list[record.Run] = [
+        {"notebook_seconds": seconds, "hardware": {"precision": "bfloat16"}} for seconds in (90, 80)
+    ]
+    half.append({"hardware": {"precision": "float32"}})  # an old one
+    assert times.expected_seconds(half, torch.bfloat16) == 90
+    assert times.expected_seconds(half, torch.float32) == 540
+    whole: record.Run = {"notebook_seconds": 300, "hardware": {"precision": "float32"}}
+    assert times.expected_seconds([*half, whole], torch.float32) == 300
+    for recipe in proofs.RECIPES:
+        assert times.expected_seconds(record.recorded_runs(recipe), torch.float32) > 60
 
 
 def test_more_recipes_take_longer_in_what_is_there_for_each() -> None:

@@ -20,13 +20,11 @@ from cookbook.memory import GIB
 from cookbook.profiles import ROOT
 from tests import proofs
 from tests.contract.lock_rules import read_lock
-from tests.hub.notebooks import settings_of
-from tests.recipes.test_recipes import expected_seconds
+from tests.hub.notebooks import DISTRIBUTED, settings_of
 
 pytestmark = pytest.mark.contract
 
 RECIPES = [run.recipe_of(path) for path in record.notebooks()]
-DISTRIBUTED = "01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning"
 GRPO = "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO"
 
 
@@ -85,19 +83,6 @@ def test_all_recipes_together(most: float) -> None:
 
 def test_the_distributed_recipe_takes_less_than_4_minutes() -> None:
     assert minutes(DISTRIBUTED) < 4
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_how_long_a_recipe_takes_is_known_before_it_is_begun(
-    recipe: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By its slowest record in the precision of this machine; without one it is taken for slow."""
-    runs = [one for one in record.recorded_runs(recipe) if "notebook_seconds" in one]
-    for precision in ("bfloat16", "float32"):
-        monkeypatch.setenv("COOKBOOK_PRECISION", precision)
-        took = [r["notebook_seconds"] for r in runs if r["hardware"]["precision"] == precision]
-        slow = 6 * max(one["notebook_seconds"] for one in runs)
-        assert expected_seconds(recipe) == (max(took) if took else slow)
 
 
 def test_grpo_takes_less_than_6_minutes() -> None:

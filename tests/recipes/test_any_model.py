@@ -147,9 +147,8 @@ def tiny(model_type: str, own: dict[str, Any], folder: Path) -> Path:
     """
     tokenizer = smollm2_tokenizer()
     end = tokenizer.eos_token_id
-    config = AutoConfig.for_model(
-        model_type, **SMALL, **own, vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end
-    )
+    shape = {**SMALL, "vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end}
+    config = AutoConfig.for_model(model_type, **shape | own)
     set_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     end_soon(model, end, before_answers(tokenizer))

@@ -12,11 +12,9 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbmake.nb_run import NotebookRun
-from transformers import AutoModelForCausalLM, FalconConfig, set_seed
 
 from cookbook.profiles import ROOT
-from tests.hub.endings import before_answers, end_soon
-from tests.hub.tokenizing import smollm2_tokenizer
+from tests.recipes.test_any_model import tiny
 
 pytestmark = pytest.mark.own
 
@@ -28,20 +26,7 @@ TIMEOUT = 300  # seconds per cell
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny Falcon, without chat template and pad token, and a JSONL file."""
     folder = tmp_path_factory.mktemp("own")
-    tokenizer = smollm2_tokenizer()
-    config = FalconConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        num_attention_heads=4,
-        num_hidden_layers=2,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    set_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
-    end_soon(model, tokenizer.eos_token_id, before_answers(tokenizer))
-    model.save_pretrained(folder / "falcon")
-    tokenizer.save_pretrained(folder / "falcon")
+    tiny("falcon", {"num_attention_heads": 4, "bos_token_id": None}, folder / "falcon")
     rows = [{"prompt": f"Say {n}", "completion": f"{n} it is."} for n in range(60)]
     rows.append({"prompt": "", "completion": "nothing asked"})
     rows.append({"prompt": "too long", "completion": "word " * 2000})

@@ -19,12 +19,12 @@ from nbmake.nb_run import NotebookRun
 from cookbook import record, run
 from cookbook.profiles import choose_profile, compute_dtype
 from cookbook.report import run_folder
+from tests import times
 from tests.hub.notebooks import deprecations, printed
 
 pytestmark = pytest.mark.recipes
 
 TIMEOUT = 1200  # seconds per cell; a whole cpu recipe takes a few minutes
-SLOWEST = 6  # times as long as in bfloat16, in float32 on a processor without units for it
 FORGETTING = 0.5  # nats that general text may become less likely, see each README
 QWEN3 = "04-Reasoning-Tuning/Qwen3-Reasoning-Conversational"
 # What a recipe exists to beat: counting pairs of tokens, and copying a document's first sentence.
@@ -53,16 +53,6 @@ def since(run: record.Run, metric: str, kind: str, name: str) -> dict[str, Any]:
     return moved
 
 
-def expected_seconds(recipe: str) -> float:
-    """What a recipe took in this machine's precision, by its slowest record."""
-    precision = str(compute_dtype()).removeprefix("torch.")
-    # The oldest records do not have it.
-    runs = [one for one in record.recorded_runs(recipe) if "notebook_seconds" in one]
-    alike = [one for one in runs if one["hardware"]["precision"] == precision]
-    unknown = SLOWEST * max(one["notebook_seconds"] for one in runs)
-    return float(max((one["notebook_seconds"] for one in alike), default=unknown))
-
-
 def marked(path: Path) -> object:
     """The notebook, held by the record of its recipe."""
     recipe = run.recipe_of(path)
@@ -74,11 +64,14 @@ def test_the_notebook_runs_and_learns(
     path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
 ) -> None:
     record_property("recipe", run.recipe_of(path))
-    until = float(os.environ.get("COOKBOOK_RECIPES_UNTIL") or "inf")
-    if time.time() + expected_seconds(run.recipe_of(path)) > until:
-        pytest.skip("no time is left for it; see COOKBOOK_RECIPES_UNTIL in .ci/run")
     for name in ("MODEL", "DATASET", "MAX_STEPS", "SEED", "PRECISION"):
         monkeypatch.delenv(f"COOKBOOK_{name}", raising=False)
+    if until := os.environ.get("COOKBOOK_RECIPES_UNTIL"):
+        expected = times.expected_seconds(
+            record.recorded_runs(run.recipe_of(path)), compute_dtype()
+        )
+        if time.time() + expected > float(until):
+            pytest.skip("no time is left for it; see COOKBOOK_RECIPES_UNTIL in .ci/run")
     monkeypatch.setenv("COOKBOOK_PROFILE", "cpu")
     table = run.parameters(nbformat.read(path, as_version=4))["PROFILES"]
     folder = run_folder(run.recipe_of(path), choose_profile(table))

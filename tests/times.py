@@ -5,20 +5,24 @@ python -m tests.times                   print what is recorded on this machine
 
 The record is `results/gate/<machine>.json`. Beside the phases it has the seconds of each test
 file, by which the time with more recipes is calculated: what is run for each recipe grows, the
-rest stays.
+rest stays. And what a newcomer waits before anything is seen: the quickstart's imports.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import platform
+import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import nbformat
 import torch
 
 from cookbook import record
@@ -27,6 +31,8 @@ from cookbook.profiles import ROOT, device_name
 LAST = ROOT / "runs" / "tests"  # what the last `make test` took, one file for each part
 RESULTS = ROOT / "results" / "gate"
 RECIPES = len(record.notebooks())
+TO_THE_FIRST_CELL = "imports to the quickstart's first cell: {quickstart} s, torch alone {torch} s"
+QUICKSTART = ROOT / "02-PEFT" / "Falcon-7B-LoRA.ipynb"
 # Times as long as in bfloat16: in float32, on a processor without units for it.
 SLOWEST = 6
 # Files whose tests are there once for each recipe, or nearly so.
@@ -77,6 +83,28 @@ def expected_seconds(runs: Iterable[record.Run], dtype: torch.dtype) -> float:
     return slowest if alike else SLOWEST * slowest
 
 
+def imports_of(notebook: Path) -> str:
+    """Return the import statements of a notebook, in their order."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    found = [one for one in ast.parse(code).body if isinstance(one, ast.Import | ast.ImportFrom)]
+    return "\n".join(ast.unparse(one) for one in found)
+
+
+def seconds_of(code: str) -> float:
+    """Return the seconds that code takes in an interpreter of its own, its start not counted."""
+    timed = f"import time\nbegun = time.perf_counter()\n{code}\nprint(time.perf_counter() - begun)"
+    ran = subprocess.run(
+        [sys.executable, "-c", timed], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return round(float(ran.stdout.split()[-1]), 2)
+
+
+def imports_seconds() -> dict[str, float]:
+    """Return what the quickstart's imports take, and torch's alone, by which machines compare."""
+    return {"torch": seconds_of("import torch"), "quickstart": seconds_of(imports_of(QUICKSTART))}
+
+
 def table(phases: dict[str, int], tests: dict[str, Any]) -> str:
     """Return the phases, their sum, and the calculation for twice the recipes."""
     rows = [*phases.items(), ("all phases", sum(phases.values()))]
@@ -99,8 +127,11 @@ def main(arguments: list[str]) -> int:
     if not phases:
         content = json.loads(path.read_text(encoding="utf-8"))
         print(table(content["phases"], content["tests"]))
+        print(TO_THE_FIRST_CELL.format(**content["imports_seconds"]))
         return 0
     print(table(phases, kept()))
+    imports = imports_seconds()
+    print(TO_THE_FIRST_CELL.format(**imports))
     if os.environ.get("COOKBOOK_RECORD"):
         content = {
             "date": datetime.now(UTC).date().isoformat(),
@@ -109,6 +140,7 @@ def main(arguments: list[str]) -> int:
             "system": platform.machine(),
             "recipes": RECIPES,
             "phases": phases,
+            "imports_seconds": imports,
             "tests": kept(),
         }
         RESULTS.mkdir(parents=True, exist_ok=True)

@@ -183,6 +183,13 @@ def test_how_long_a_recipe_takes_is_known_before_it_is_begun() -> None:
         assert times.expected_seconds(record.recorded_runs(recipe), torch.float32) > 60
 
 
+def test_the_imports_of_the_quickstart_are_what_is_timed() -> None:
+    imports = times.imports_of(times.QUICKSTART).splitlines()
+    assert "import torch" in imports
+    assert "from trl import SFTConfig, SFTTrainer" in imports
+    assert times.seconds_of("print('some library speaks')\ntime.sleep(0.3)") >= 0.3
+
+
 def test_more_recipes_take_longer_in_what_is_there_for_each() -> None:
     tests = {
         "small": {

@@ -179,7 +179,7 @@ def overview_table(runs: Sequence[Run]) -> str:
         before, after = (fmean(one[end] for one in main) for end in ("before", "after"))
         seconds = [run["notebook_seconds"] for run in group if "notebook_seconds" in run]
         minutes = f"{fmean(seconds) / 60:.1f}" if seconds else "not recorded"
-        where = f"`{profile}`, {hardware}, {len(group)} seeds"
+        where = f"`{profile}`, {hardware}, {len(group)} seed{'s' * (len(group) > 1)}"
         arrow = "higher" if main[0]["higher_is_better"] else "lower"
         metric = f"{main[0]['name']} ({arrow} is better)"
         lines.append(

@@ -99,10 +99,10 @@ def test_tables_are_drawn_from_recorded_runs(
     # Other hardware, or the same at another precision, is another line and not averaged in.
     where = "`cpu`, Some CPU @ 2.80GHz, {}"
     for precision, minutes, after in (
-        ("float32, 3", "1.5", "1.900"),
-        ("bfloat16, 1", "0.8", "2.0"),
+        ("float32, 3 seeds", "1.5", "1.900"),
+        ("bfloat16, 1 seed", "0.8", "2.0"),
     ):
-        line = f"| {where.format(precision)} seeds | {minutes} | loss (lower is better) | 3.000 | "
+        line = f"| {where.format(precision)} | {minutes} | loss (lower is better) | 3.000 | "
         assert f"{line}**{after}" in overview
     assert overview.startswith("a\n") and overview.endswith("b\n")
     assert record.with_tables(overview) == overview

@@ -130,6 +130,17 @@ def _loading() -> dict[str, Any]:
     }
 
 
+def _own() -> dict[str, Any]:
+    helpers = (*(f"hub/{name}.py" for name in ("endings", "notebooks", "tokenizing")), "start/*.py")
+    names = ("any_model", "own_model_and_data")
+    return {
+        **_files(*(f"tests/{name}" for name in helpers)),
+        **_files(*(f"tests/recipes/test_{name}.py" for name in names)),
+        **_notebooks(RECIPES),
+        **_lock(),
+    }
+
+
 def _equal_loss() -> dict[str, Any]:
     names = ("contestants", "rows", "works", "run", "meter")
     return {
@@ -146,6 +157,7 @@ AREAS = {
     "kills": Area("reliability", _kills),
     "processes": Area("reliability", _processes),
     "loading": Area("reliability", _loading),
+    "own": Area("reliability", _own),
     "equal-loss": Area("reliability", _equal_loss),
 }
 

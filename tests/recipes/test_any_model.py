@@ -165,6 +165,7 @@ def test_every_recipe_is_covered() -> None:
 
 # Both precisions, whatever this processor picks: each is the default on many machines.
 @pytest.mark.own
+@pytest.mark.held("own")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("recipe", OWN)
 def test_own_model_and_data(

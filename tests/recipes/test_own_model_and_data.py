@@ -16,7 +16,7 @@ from nbmake.nb_run import NotebookRun
 from cookbook.profiles import ROOT
 from tests.recipes.test_any_model import tiny
 
-pytestmark = pytest.mark.own
+pytestmark = [pytest.mark.own, pytest.mark.held("own")]
 
 NOTEBOOK = ROOT / "02-PEFT" / "Falcon-7B-LoRA.ipynb"
 TIMEOUT = 300  # seconds per cell

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shutil
 from functools import cache
@@ -188,6 +189,18 @@ def test_the_imports_of_the_quickstart_are_what_is_timed() -> None:
     assert "import torch" in imports
     assert "from trl import SFTConfig, SFTTrainer" in imports
     assert times.seconds_of("print('some library speaks')\ntime.sleep(0.3)") >= 0.3
+
+
+@pytest.mark.parametrize("path", sorted(times.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_the_recorded_gate_keeps_its_times(path: Path) -> None:
+    """Recorded with nothing stale. Machines differ, so imports are compared with torch's own.
+
+    Five times as long is what the libraries take together; one more heavy one would be seen.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert sum(content["phases"].values()) <= 40 * 60
+    imports = content["imports_seconds"]
+    assert imports["torch"] < imports["quickstart"] <= 6 * imports["torch"]
 
 
 def test_more_recipes_take_longer_in_what_is_there_for_each() -> None:

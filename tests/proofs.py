@@ -131,13 +131,12 @@ def _loading() -> dict[str, Any]:
 
 
 def _own() -> dict[str, Any]:
-    helpers = (*(f"hub/{name}.py" for name in ("endings", "notebooks", "tokenizing")), "start/*.py")
-    names = ("any_model", "own_model_and_data")
+    helpers = ("data_sets", "endings", "notebooks", "texts", "tokenizing")
+    tests = ("any_model", "own_model_and_data")
     return {
-        **_files(*(f"tests/{name}" for name in helpers)),
-        **_files(*(f"tests/recipes/test_{name}.py" for name in names)),
-        **_notebooks(RECIPES),
-        **_lock(),
+        **_files("tests/start/*.py", *(f"tests/hub/{name}.py" for name in helpers)),
+        **_files(*(f"tests/recipes/test_{name}.py" for name in tests)),
+        **_notebooks(RECIPES),  # with the packages of all groups
     }
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import nbformat
 import torch
 
-from cookbook import record
+from cookbook import proof, record
 from cookbook.profiles import ROOT, device_name
 
 LAST = ROOT / "runs" / "tests"  # what the last `make test` took, one file for each part
@@ -85,10 +85,9 @@ def expected_seconds(runs: Iterable[record.Run], dtype: torch.dtype) -> float:
 
 def imports_of(notebook: Path) -> str:
     """Return the import statements of a notebook, in their order."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    code = proof.notebook_code(nbformat.read(notebook, as_version=4))
     found = [one for one in ast.parse(code).body if isinstance(one, ast.Import | ast.ImportFrom)]
-    return "\n".join(ast.unparse(one) for one in found)
+    return "\n".join(map(ast.unparse, found))
 
 
 def seconds_of(code: str) -> float:
@@ -124,15 +123,7 @@ def main(arguments: list[str]) -> int:
     """Run the command line and return its exit status."""
     phases = {name: int(took) for name, _, took in (one.rpartition("=") for one in arguments)}
     path = RESULTS / f"{os.cpu_count()}x-{record.in_file_names(device_name())}.json"
-    if not phases:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        print(table(content["phases"], content["tests"]))
-        print(TO_THE_FIRST_CELL.format(**content["imports_seconds"]))
-        return 0
-    print(table(phases, kept()))
-    imports = imports_seconds()
-    print(TO_THE_FIRST_CELL.format(**imports))
-    if os.environ.get("COOKBOOK_RECORD"):
+    if phases:
         content = {
             "date": datetime.now(UTC).date().isoformat(),
             "device": device_name(),
@@ -140,9 +131,14 @@ def main(arguments: list[str]) -> int:
             "system": platform.machine(),
             "recipes": RECIPES,
             "phases": phases,
-            "imports_seconds": imports,
+            "imports_seconds": imports_seconds(),
             "tests": kept(),
         }
+    else:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    print(table(content["phases"], content["tests"]))
+    print(TO_THE_FIRST_CELL.format(**content["imports_seconds"]))
+    if phases and os.environ.get("COOKBOOK_RECORD"):
         RESULTS.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -136,7 +136,8 @@ def _own() -> dict[str, Any]:
     return {
         **_files("tests/start/*.py", *(f"tests/hub/{name}.py" for name in helpers)),
         **_files(*(f"tests/recipes/test_{name}.py" for name in tests)),
-        **_notebooks(RECIPES),  # with the packages of all groups
+        **_notebooks(RECIPES),
+        **_lock(),
     }
 
 

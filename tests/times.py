@@ -124,7 +124,7 @@ def main(arguments: list[str]) -> int:
     phases = {name: int(took) for name, _, took in (one.rpartition("=") for one in arguments)}
     path = RESULTS / f"{os.cpu_count()}x-{record.in_file_names(device_name())}.json"
     if phases:
-        content = {
+        content: dict[str, Any] = {
             "date": datetime.now(UTC).date().isoformat(),
             "device": device_name(),
             "cores": os.cpu_count(),

@@ -22,16 +22,19 @@ def name_of(item: pytest.Item) -> str | None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is held by a current record, but for one recipe: the spot check.
 
+    Its runs against the Hub are executed with it.
+
     With `--proof` keep the tests of that area instead, whatever their marks.
     """
     area = config.getoption("--proof")
-    checked = None if area else proofs.spot_check()
+    recipe = None if area else proofs.spot_check()
+    checked = (recipe, f"hub/{recipe}")
 
     def runs(item: pytest.Item) -> bool:
         name = name_of(item)
         if area:
             return name == area and not item.get_closest_marker("thorough")
-        return name is None or name == checked or bool(proofs.stale(name))
+        return name is None or name in checked or bool(proofs.stale(name))
 
     left_out = [item for item in items if not runs(item)]
     config.hook.pytest_deselected(items=left_out)

@@ -4,6 +4,8 @@ python -m tests.proofs                  what is not current, one a line (make st
 python -m tests.proofs is-current AREA  exit status 0 if its record is
 python -m tests.proofs record [AREA...] run the tests of areas and record that they passed
 
+`hub` names the runs of all recipes against the loopback Hub, `hub/<recipe>` those of one.
+
 Recipes have records of what they measured (`cookbook.record`). The areas here have records of tests
 that passed: `results/**/proof-<area>.json`, with the digests of what those tests depend on.
 """
@@ -19,7 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,18 @@ def _own() -> dict[str, Any]:
     }
 
 
+def _hub(recipe: str) -> dict[str, Any]:
+    helpers = ("conftest", "data_sets", "endings", "models", "notebooks", "repositories", "server")
+    names = (*helpers, "texts", "tokenizing", "test_notebooks")
+    return {
+        **_files("tests/start/*.py", *(f"tests/hub/{name}.py" for name in names)),
+        **_files(*(f"tests/reliability/{name}.py" for name in ("files", "loading"))),
+        **_files(f"{recipe.partition('/')[0]}/*.yaml"),
+        **_notebooks([recipe]),
+        **_lock(),
+    }
+
+
 def _equal_loss() -> dict[str, Any]:
     names = ("contestants", "rows", "works", "run", "meter")
     return {
@@ -159,12 +173,13 @@ AREAS = {
     "loading": Area("reliability", _loading),
     "own": Area("reliability", _own),
     "equal-loss": Area("reliability", _equal_loss),
+    **{f"hub/{one}": Area("hub", partial(_hub, one)) for one in RECIPES},
 }
 
 
 def path_of(area: str) -> Path:
     """Return where an area's record lies."""
-    return RESULTS / AREAS[area].folder / f"proof-{area}.json"
+    return RESULTS / AREAS[area].folder / f"proof-{area.rpartition('/')[2]}.json"
 
 
 @cache
@@ -234,6 +249,8 @@ def write(areas: Iterable[str]) -> int:
 def main(arguments: list[str]) -> int:
     """Run the command line and return its exit status."""
     command, names = (arguments[0], arguments[1:]) if arguments else ("list", [])
+    if "hub" in names:
+        names = [one for one in AREAS if one in names or one.startswith("hub/")]
     if unknown := [name for name in names if name not in AREAS]:
         print(f"There is no area {unknown[0]}. Areas: {', '.join(AREAS)}", file=sys.stderr)
         return 2

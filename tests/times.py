@@ -35,11 +35,12 @@ TO_THE_FIRST_CELL = "imports to the quickstart's first cell: {quickstart} s, tor
 QUICKSTART = ROOT / "02-PEFT" / "Falcon-7B-LoRA.ipynb"
 # Times as long as in bfloat16: in float32, on a processor without units for it.
 SLOWEST = 6
-# Files whose tests are there once for each recipe, or nearly so.
-_HUB = ("few_rows", "mistakes", "notebooks", "repositories")
+# Files whose tests are there once for each recipe, or nearly so, and held by no record of its own.
 GROW = {
-    *(f"tests/hub/test_{name}.py" for name in _HUB),
+    "tests/hub/test_mistakes.py",
+    "tests/hub/test_repositories.py",
     "tests/recipes/test_any_model.py",
+    "tests/contract/test_notebooks.py",
     "tests/reliability/test_loading.py",
 }
 

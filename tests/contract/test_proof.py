@@ -207,7 +207,7 @@ def test_more_recipes_take_longer_in_what_is_there_for_each() -> None:
     tests = {
         "small": {
             "seconds": 400,
-            "files": {"tests/hub/test_notebooks.py": 300.0, "tests/unit/test_data.py": 300.0},
+            "files": {"tests/hub/test_mistakes.py": 300.0, "tests/unit/test_data.py": 300.0},
         },
         "large": {"seconds": 200, "files": {}},
     }

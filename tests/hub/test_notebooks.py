@@ -1,7 +1,8 @@
 """Every notebook on its GPU profiles, unmodified, for two steps against the loopback Hub.
 
 Ids, client calls, tokenizers, templates, quantization, target modules and arguments are those of
-the headline run; the models are tiny and random, so nothing is said about learning.
+the headline run; the models are tiny and random, so nothing is said about learning. A record holds
+the runs of a recipe while nothing that they depend on changed: see `tests.proofs`.
 """
 
 import json
@@ -16,6 +17,7 @@ from tests.hub.notebooks import (
     NOTEBOOKS,
     PROFILES,
     as_if_launched,
+    complaint,
     deprecations,
     execute,
     name_of,
@@ -24,9 +26,15 @@ from tests.hub.notebooks import (
 )
 from tests.hub.repositories import REPOSITORIES
 from tests.hub.server import LoopbackHub
+from tests.reliability import files
+from tests.reliability.loading import COLUMNS, FEWEST
 
 pytestmark = pytest.mark.hub
 
+RECIPES = [
+    pytest.param(path, id=name_of(path), marks=pytest.mark.held(f"hub/{name_of(path)}"))
+    for path in NOTEBOOKS
+]
 TOKEN = "hf_" + "0123456789" * 4  # of nobody
 
 
@@ -44,7 +52,7 @@ def _wanted(hub: LoopbackHub, model: str) -> set[str]:
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+@pytest.mark.parametrize("path", RECIPES)
 def test_the_notebook_runs_against_the_hub(
     path: Path,
     profile: str,
@@ -75,10 +83,26 @@ def test_the_notebook_runs_against_the_hub(
     assert _fetched(hub, f"datasets/{settings['dataset']}")
     assert not hub.unknown
 
-    files = [file for file in runs.rglob("*") if file.is_file()]
-    assert metrics in files and runs / path.name in files
-    assert [file for file in files if TOKEN.encode() in file.read_bytes()] == []
+    written = [file for file in runs.rglob("*") if file.is_file()]
+    assert metrics in written and runs / path.name in written
+    assert [file for file in written if TOKEN.encode() in file.read_bytes()] == []
 
     if any("BitsAndBytesConfig" in cell.source for cell in result.nb.cells):
         layers = REPOSITORIES[f"models/{settings['model']}"].linear_layers
         assert f"{layers} linear layers in 4 bits" in printed(result.nb)
+
+
+@pytest.mark.parametrize("path", RECIPES)
+def test_the_fewest_rows_suffice_to_the_end(
+    path: Path,
+    hub: LoopbackHub,
+    lead_to: Callable[[LoopbackHub, str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Own data of hardly any rows: what reads three rows may find one."""
+    runs = lead_to(hub, "gpu16")
+    mine = files.folder(tmp_path / "mine", COLUMNS[path.stem], FEWEST.get(path.stem, 1))
+    monkeypatch.setenv("COOKBOOK_DATASET", str(mine))
+    assert complaint(execute(path).nb) == ""
+    assert (runs / name_of(path) / "gpu16-own" / "metrics.json").is_file()

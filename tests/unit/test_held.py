@@ -47,6 +47,8 @@ def test_what_a_current_record_holds_is_left_out_but_for_the_spot_check() -> Non
         item(name) for name in (ONE, TWO, THREE, "kills", "loading", None)
     ]
     assert left(tests.copy()) == ([two, three, kills, other], 2)
+    hub = [item(f"hub/{name}") for name in (ONE, TWO)]
+    assert left(hub.copy()) == (hub[1:], 1)
 
 
 def test_an_area_is_recorded_by_its_tests_alone() -> None:

@@ -242,6 +242,7 @@ def write(areas: Iterable[str]) -> int:
             "seconds_by_test": passed,
         }
         text = json.dumps(proof.sealed(content), indent=1, sort_keys=True)
+        path_of(area).parent.mkdir(parents=True, exist_ok=True)
         path_of(area).write_text(text + "\n", encoding="utf-8")
     return failed
 

@@ -4,8 +4,9 @@ python -m tests.times NAME=SECONDS ...  print it; with COOKBOOK_RECORD=1 record 
 python -m tests.times                   print what is recorded on this machine
 
 The record is `results/gate/<machine>.json`. Beside the phases it has the seconds of each test
-file, by which the time with more recipes is calculated: what is run for each recipe grows, the
-rest stays. And what a newcomer waits before anything is seen: the quickstart's imports.
+file, by which the time with more recipes and with the slowest spot check is calculated: what is run
+for each recipe grows, the rest stays. And what a newcomer waits before anything is seen: the
+quickstart's imports.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import nbformat
 import torch
 
 from cookbook import proof, record
-from cookbook.profiles import ROOT, device_name
+from cookbook.profiles import ROOT, compute_dtype, device_name
 from cookbook.run import recipe_of
 
 LAST = ROOT / "runs" / "tests"  # what the last `make test` took, one file for each part
@@ -74,14 +75,14 @@ def with_recipes(tests: dict[str, Any], recipes: int, held: int = RECIPES) -> fl
     return float(small["seconds"] * (1 + share * (recipes / held - 1)) + large["seconds"])
 
 
-def in_bfloat16(tests: dict[str, Any], recipes: int, held: int = RECIPES) -> float:
-    """Return the same with the slowest recipe as spot check, on two cores with units for bfloat16.
+def at_worst(tests: dict[str, Any], recipes: int, precision: str, held: int = RECIPES) -> float:
+    """Return the same with the slowest recipe as spot check, by the records in a precision.
 
-    The spot check is of the records there; the rest as here, where nothing is faster.
+    With units for bfloat16 on two cores that is bfloat16, and the rest is no slower than here.
     """
     runs = [run for path in record.notebooks() for run in record.recorded_runs(recipe_of(path))]
-    alike = [run for run in runs if run["hardware"]["precision"] == "bfloat16"]
-    slowest = max(float(run["notebook_seconds"]) for run in alike)
+    alike = [run for run in runs if run["hardware"]["precision"] == precision]
+    slowest = max(float(run["notebook_seconds"]) for run in alike if "notebook_seconds" in run)
     executed = tests["large"]["files"].get("tests/recipes/test_recipes.py", 0)
     return with_recipes(tests, recipes, held) - float(executed) + slowest
 
@@ -118,16 +119,15 @@ def imports_seconds() -> dict[str, float]:
     return {"torch": seconds_of("import torch"), "quickstart": seconds_of(imports_of(QUICKSTART))}
 
 
-def table(phases: dict[str, int], tests: dict[str, Any]) -> str:
-    """Return the phases, their sum, and the calculation for twice the recipes."""
+def table(phases: dict[str, int], tests: dict[str, Any], precision: str) -> str:
+    """Return the phases, their sum, and `make test` calculated with the slowest spot check."""
     rows = [*phases.items(), ("all phases", sum(phases.values()))]
     if {"small", "large"} <= tests.keys():
         rows += [(f"  of the tests: {name}", one["seconds"]) for name, one in tests.items()]
-        more = 2 * RECIPES
-        calculated = {"": with_recipes(tests, more), ", bfloat16": in_bfloat16(tests, more)}
         rows += [
-            (f"make test with {more} recipes{where}, calculated", round(took))
-            for where, took in calculated.items()
+            (f"  {recipes} recipes, {dtype}, calculated", round(at_worst(tests, recipes, dtype)))
+            for recipes in (RECIPES, 2 * RECIPES)
+            for dtype in sorted({"bfloat16", precision})
         ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(
@@ -138,12 +138,15 @@ def table(phases: dict[str, int], tests: dict[str, Any]) -> str:
 def main(arguments: list[str]) -> int:
     """Run the command line and return its exit status."""
     phases = {name: int(took) for name, _, took in (one.rpartition("=") for one in arguments)}
-    path = RESULTS / f"{os.cpu_count()}x-{record.in_file_names(device_name())}.json"
+    precision = str(compute_dtype()).removeprefix("torch.")
+    machine = f"{os.cpu_count()}x {device_name()} {precision}"
+    path = RESULTS / f"{record.in_file_names(machine)}.json"
     if phases:
         content: dict[str, Any] = {
             "date": datetime.now(UTC).date().isoformat(),
             "device": device_name(),
             "cores": os.cpu_count(),
+            "precision": precision,
             "system": platform.machine(),
             "recipes": RECIPES,
             "phases": phases,
@@ -152,7 +155,7 @@ def main(arguments: list[str]) -> int:
         }
     else:
         content = json.loads(path.read_text(encoding="utf-8"))
-    print(table(content["phases"], content["tests"]))
+    print(table(content["phases"], content["tests"], content["precision"]))
     print(TO_THE_FIRST_CELL.format(**content["imports_seconds"]))
     if phases and os.environ.get("COOKBOOK_RECORD"):
         RESULTS.mkdir(parents=True, exist_ok=True)

@@ -185,7 +185,7 @@ def test_missing_packages_are_named_and_nothing_is_recorded(
 # --- The rehearsal --------------------------------------------------------------------------
 
 
-@pytest.mark.recipes
+@unit
 def test_a_rehearsal_from_end_to_end(
     on: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from pyarrow import parquet  # type: ignore[import-untyped]
 
 from cookbook.profiles import ROOT
 from tests.hub.notebooks import (
-    NOTEBOOKS,
     complaint,
     execute,
     name_of,
@@ -33,16 +31,6 @@ QUICK = {
     '"eval_examples": 256': '"eval_examples": 4',
     '"generate_examples": 64': '"generate_examples": 2',
     '"max_new_tokens": 128': '"max_new_tokens": 2',
-}
-# The column that each recipe cannot do without.
-NEEDED = {
-    "timdettmers/openassistant-guanaco": "text",
-    "knkarthick/dialogsum": "summary",
-    "FinGPT/fingpt-sentiment-train": "output",
-    "Skylion007/openwebtext": "text",
-    "TheFinAI/Fino1_Reasoning_Path_FinQA": "Ground-True Answer",
-    "openai/gsm8k": "answer",
-    "unsloth/OpenMathReasoning-mini": "generated_solution",
 }
 
 
@@ -81,32 +69,6 @@ def test_a_chat_template_without_end_of_turn_is_refused(
     said = _complaint(path, lead_to(own_hub, "gpu16"))
     # Without the token in the labels the model would be trained never to stop.
     assert "does not supervise the end-of-turn token" in said
-
-
-def _rename_column(folder: Path, old: str, new: str) -> None:
-    """Rename a column in all files of a data set, and in its card."""
-    for path in filter(Path.is_file, folder.rglob("*")):
-        if path.suffix == ".parquet":
-            table = parquet.read_table(path)
-            names = [new if name == old else name for name in table.column_names]
-            # The metadata describe the columns once more, as `datasets` wrote them.
-            table = table.rename_columns(names).replace_schema_metadata(None)
-            parquet.write_table(table, path)
-        elif path.suffix == ".csv":
-            header, _, rest = path.read_text(encoding="utf-8").partition("\n")
-            path.write_text(f"{header.replace(old, new)}\n{rest}", encoding="utf-8")
-        else:  # names are quoted in JSONL and in the card
-            text = path.read_text(encoding="utf-8")
-            path.write_text(text.replace(json.dumps(old), json.dumps(new)), encoding="utf-8")
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
-def test_a_missing_column_is_named(path: Path, own_hub: LoopbackHub, lead_to: Lead) -> None:
-    # As after an update of the data set on the Hub.
-    dataset = settings_of(path, "gpu16")["dataset"]
-    _rename_column(own_hub.root / "datasets" / dataset, NEEDED[dataset], "renamed")
-    said = _complaint(path, lead_to(own_hub, "gpu16"))
-    assert NEEDED[dataset] in said and "renamed" in said, "which is missing, and which are there"
 
 
 class _Runs:

@@ -1,8 +1,9 @@
 """Every notebook on its GPU profiles, unmodified, for two steps against the loopback Hub.
 
 Ids, client calls, tokenizers, templates, quantization, target modules and arguments are those of
-the headline run; the models are tiny and random, so nothing is said about learning. A record holds
-the runs of a recipe while nothing that they depend on changed: see `tests.proofs`.
+the headline run; the models are tiny and random, so nothing is said about learning. Then on hardly
+any rows, and on data without the column that it needs. A record holds the runs of a recipe while
+nothing that they depend on changed: see `tests.proofs`.
 """
 
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from pyarrow import parquet  # type: ignore[import-untyped]
 
 from tests.hub.notebooks import (
     DISTRIBUTED,
@@ -35,6 +37,16 @@ RECIPES = [
     pytest.param(path, id=name_of(path), marks=pytest.mark.held(f"hub/{name_of(path)}"))
     for path in NOTEBOOKS
 ]
+# The column that each recipe cannot do without.
+NEEDED = {
+    "timdettmers/openassistant-guanaco": "text",
+    "knkarthick/dialogsum": "summary",
+    "FinGPT/fingpt-sentiment-train": "output",
+    "Skylion007/openwebtext": "text",
+    "TheFinAI/Fino1_Reasoning_Path_FinQA": "Ground-True Answer",
+    "openai/gsm8k": "answer",
+    "unsloth/OpenMathReasoning-mini": "generated_solution",
+}
 TOKEN = "hf_" + "0123456789" * 4  # of nobody
 
 
@@ -106,3 +118,33 @@ def test_the_fewest_rows_suffice_to_the_end(
     monkeypatch.setenv("COOKBOOK_DATASET", str(mine))
     assert complaint(execute(path).nb) == ""
     assert (runs / name_of(path) / "gpu16-own" / "metrics.json").is_file()
+
+
+def _rename_column(folder: Path, old: str, new: str) -> None:
+    """Rename a column in all files of a data set, and in its card."""
+    for path in filter(Path.is_file, folder.rglob("*")):
+        if path.suffix == ".parquet":
+            table = parquet.read_table(path)
+            names = [new if name == old else name for name in table.column_names]
+            # The metadata describe the columns once more, as `datasets` wrote them.
+            table = table.rename_columns(names).replace_schema_metadata(None)
+            parquet.write_table(table, path)
+        elif path.suffix == ".csv":
+            header, _, rest = path.read_text(encoding="utf-8").partition("\n")
+            path.write_text(f"{header.replace(old, new)}\n{rest}", encoding="utf-8")
+        else:  # names are quoted in JSONL and in the card
+            text = path.read_text(encoding="utf-8")
+            path.write_text(text.replace(json.dumps(old), json.dumps(new)), encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", RECIPES)
+def test_a_missing_column_is_named(
+    path: Path, own_hub: LoopbackHub, lead_to: Callable[[LoopbackHub, str], Path]
+) -> None:
+    # As after an update of the data set on the Hub.
+    dataset = settings_of(path, "gpu16")["dataset"]
+    _rename_column(own_hub.root / "datasets" / dataset, NEEDED[dataset], "renamed")
+    runs = lead_to(own_hub, "gpu16")
+    said = complaint(execute(path).nb)
+    assert not list(runs.rglob("metrics.json")), "a failed run left a result"
+    assert NEEDED[dataset] in said and "renamed" in said, "which is missing, and which are there"

@@ -34,6 +34,7 @@ from cookbook.run import recipe_of
 RESULTS = ROOT / "results"
 GROUPS = ("full-finetuning", "peft", "instruction-tuning", "reasoning", "dev")
 RECIPES = tuple(recipe_of(path) for path in record.notebooks())
+REHEARSED = "03-Instruction-Tuning/Financial-Sentiment-OPT"
 KILLED = ("01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning", "02-PEFT/Falcon-7B-LoRA")
 
 
@@ -155,6 +156,10 @@ def _hub(recipe: str) -> dict[str, Any]:
     }
 
 
+def _rehearsal() -> dict[str, Any]:
+    return {**_files("tests/gpu/*.py"), **_notebooks([REHEARSED]), **_lock()}
+
+
 def _equal_loss() -> dict[str, Any]:
     names = ("contestants", "rows", "works", "run", "meter")
     return {
@@ -173,6 +178,7 @@ AREAS = {
     "loading": Area("reliability", _loading),
     "own": Area("reliability", _own),
     "equal-loss": Area("reliability", _equal_loss),
+    "rehearsal": Area("reliability", _rehearsal),
     **{f"hub/{one}": Area("hub", partial(_hub, one)) for one in RECIPES},
 }
 

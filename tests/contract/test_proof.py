@@ -163,6 +163,13 @@ def test_the_areas_know_their_files() -> None:
         assert all(area.inputs().values())
 
 
+def test_runs_against_the_hub_depend_on_one_recipe_and_on_the_hub() -> None:
+    inputs = proofs.AREAS[f"hub/{FALCON}"].inputs()
+    assert inputs[FALCON] == present(FALCON)
+    assert set(RECIPES).intersection(inputs) == {FALCON}
+    assert {"tests/hub/server.py", "tests/hub/test_notebooks.py", "packages"} <= set(inputs)
+
+
 def test_another_recipe_is_checked_after_each_commit() -> None:
     """Over as many commits as there are recipes, each comes once where all are current."""
     turns = {proofs.in_turn(count, lambda _: True) for count in range(len(RECIPES))}

@@ -9,7 +9,6 @@ from tests.gpu.trial import Trial
 FALCON = "02-PEFT/Falcon-7B-LoRA"
 DISTRIBUTED = "01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning"
 GPT2 = "01-Full-Fine-Tuning/GPT-2-From-Scratch"
-REHEARSED = "03-Instruction-Tuning/Financial-Sentiment-OPT"
 NO_GPU = {"cuda": False, "device": "Some Processor"}
 H100 = {"cuda": True, "device": "NVIDIA H100 80GB HBM3", "memory_bytes": 80 * GIB}
 T4 = {"cuda": True, "device": "Tesla T4", "memory_bytes": 14 * GIB}

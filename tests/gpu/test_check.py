@@ -19,8 +19,9 @@ from torch.utils.tensorboard import SummaryWriter
 from cookbook.profiles import ROOT
 from tests.gpu import check, examples, machine, records, trial
 from tests.gpu.records import GIB, Outcome
-from tests.gpu.samples import DISTRIBUTED, FALCON, GPT2, H100, NO_GPU, REHEARSED
+from tests.gpu.samples import DISTRIBUTED, FALCON, GPT2, H100, NO_GPU
 from tests.gpu.trial import Trial
+from tests.proofs import REHEARSED
 
 unit = pytest.mark.unit
 
@@ -186,6 +187,7 @@ def test_missing_packages_are_named_and_nothing_is_recorded(
 
 
 @unit
+@pytest.mark.held("rehearsal")
 def test_a_rehearsal_from_end_to_end(
     on: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

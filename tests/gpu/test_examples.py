@@ -9,8 +9,9 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tests.gpu import examples
-from tests.gpu.samples import DISTRIBUTED, FALCON, GPT2, REHEARSED
+from tests.gpu.samples import DISTRIBUTED, FALCON, GPT2
 from tests.hub.repositories import REPOSITORIES
+from tests.proofs import REHEARSED
 
 pytestmark = pytest.mark.unit
 

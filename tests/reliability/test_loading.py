@@ -38,6 +38,7 @@ def sentiment(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 @pytest.mark.unit
+@pytest.mark.held("loading")
 def test_a_right_file_is_used(recipe: Recipe) -> None:
     outcome = loading.load(recipe, "jsonl", files.right(recipe.columns))
     assert outcome.refused is None
@@ -46,6 +47,7 @@ def test_a_right_file_is_used(recipe: Recipe) -> None:
 
 
 @pytest.mark.unit
+@pytest.mark.held("loading")
 @pytest.mark.parametrize("count", range(1, 7))
 def test_few_rows_are_used_or_refused(recipe: Recipe, tmp_path: Path, count: int) -> None:
     """Where a recipe needs more than it has, it says so before it trains."""
@@ -79,6 +81,7 @@ LABELS: dict[str, tuple[list[Any], list[Any], str | None]] = {
 
 
 @pytest.mark.unit
+@pytest.mark.held("loading")
 @pytest.mark.parametrize(("train", "test", "complaint"), LABELS.values(), ids=list(LABELS))
 def test_labels_of_the_sentiment_recipe(
     sentiment: Recipe, tmp_path: Path, train: list[Any], test: list[Any], complaint: str | None

@@ -20,15 +20,12 @@ def name_of(item: pytest.Item) -> str | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is held by a current record, but for one recipe: the spot check.
-
-    Its runs against the Hub are executed with it.
+    """Leave out what is held by a current record, but for the spot check.
 
     With `--proof` keep the tests of that area instead, whatever their marks.
     """
     area = config.getoption("--proof")
-    recipe = None if area else proofs.spot_check()
-    checked = (recipe, f"hub/{recipe}")
+    checked = () if area else proofs.spot_check()
 
     def runs(item: pytest.Item) -> bool:
         name = name_of(item)

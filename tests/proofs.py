@@ -4,7 +4,7 @@ python -m tests.proofs                  what is not current, one a line (make st
 python -m tests.proofs is-current AREA  exit status 0 if its record is
 python -m tests.proofs record [AREA...] run the tests of areas and record that they passed
 
-`hub` names the runs of all recipes against the loopback Hub, `hub/<recipe>` those of one.
+`hub/<recipe>` are a recipe's runs against the loopback Hub, `hub` those of all.
 
 Recipes have records of what they measured (`cookbook.record`). The areas here have records of tests
 that passed: `results/**/proof-<area>.json`, with the digests of what those tests depend on.
@@ -169,6 +169,11 @@ def _equal_loss() -> dict[str, Any]:
     }
 
 
+def against_the_hub(recipe: str) -> str:
+    """Return the area of a recipe's runs against the loopback Hub."""
+    return f"hub/{recipe}"
+
+
 AREAS = {
     "containers": Area("containers", _containers),
     "browser": Area("containers", _browser),
@@ -179,8 +184,13 @@ AREAS = {
     "own": Area("reliability", _own),
     "equal-loss": Area("reliability", _equal_loss),
     "rehearsal": Area("reliability", _rehearsal),
-    **{f"hub/{one}": Area("hub", partial(_hub, one)) for one in RECIPES},
+    **{against_the_hub(one): Area("hub", partial(_hub, one)) for one in RECIPES},
 }
+
+
+def named(name: str) -> list[str]:
+    """Return the area of a name, or those below it; the name itself where there is none."""
+    return [one for one in AREAS if f"{one}/".startswith(f"{name}/")] or [name]
 
 
 def path_of(area: str) -> Path:
@@ -209,12 +219,16 @@ def held_by(name: str) -> str:
     return f"held by the record of {content['date']}, digest {content['seal'][7:19]}"
 
 
-def spot_check() -> str | None:
-    """Return the current recipe that is executed all the same: another one for each commit."""
+def spot_check() -> tuple[str, ...]:
+    """Return what is executed though it is current: a recipe, and its runs against the Hub.
+
+    It is another recipe for each commit.
+    """
     count = subprocess.run(
         ["git", "rev-list", "--count", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
-    return in_turn(int(count or 0), lambda recipe: not stale(recipe))
+    recipe = in_turn(int(count or 0), lambda recipe: not stale(recipe))
+    return (recipe, against_the_hub(recipe)) if recipe else ()
 
 
 def in_turn(count: int, is_current: Callable[[str], bool]) -> str | None:
@@ -256,8 +270,7 @@ def write(areas: Iterable[str]) -> int:
 def main(arguments: list[str]) -> int:
     """Run the command line and return its exit status."""
     command, names = (arguments[0], arguments[1:]) if arguments else ("list", [])
-    if "hub" in names:
-        names = [one for one in AREAS if one in names or one.startswith("hub/")]
+    names = [area for name in names for area in named(name)]
     if unknown := [name for name in names if name not in AREAS]:
         print(f"There is no area {unknown[0]}. Areas: {', '.join(AREAS)}", file=sys.stderr)
         return 2

@@ -18,7 +18,7 @@ import platform
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -89,22 +89,29 @@ def at_worst(tests: dict[str, Any], recipes: int, precision: str, held: int = RE
 
 
 def _spot_seconds(recipe: str, precision: str) -> float:
-    runs = [one for one in record.recorded_runs(recipe) if "notebook_seconds" in one]
-    whole = [run["notebook_seconds"] for run in runs if run["hardware"]["precision"] == precision]
-    path = proofs.path_of(f"hub/{recipe}")
-    small = json.loads(path.read_text(encoding="utf-8"))["seconds_by_test"]
-    return max(map(float, whole)) + sum(map(float, small.values())) / 2
+    path, runs = proofs.path_of(proofs.against_the_hub(recipe)), record.recorded_runs(recipe)
+    small = json.loads(path.read_text(encoding="utf-8"))["seconds_by_test"] if path.exists() else {}
+    # Where a precision was not recorded, any: a processor with units for bfloat16 is no slower.
+    slowest = max(seconds_in(runs, precision) or seconds_in(runs) or [0.0])
+    return slowest + sum(map(float, small.values())) / 2
 
 
-def expected_seconds(runs: Iterable[record.Run], dtype: torch.dtype) -> float:
+def seconds_in(runs: Iterable[record.Run], precision: str | None = None) -> list[float]:
+    """Return what recorded notebooks took, in a precision or in any; the oldest have no time."""
+    return [
+        float(one["notebook_seconds"])
+        for one in runs
+        if "notebook_seconds" in one and precision in (None, one["hardware"]["precision"])
+    ]
+
+
+def expected_seconds(runs: Sequence[record.Run], dtype: torch.dtype) -> float:
     """Return how long a recipe will take in a precision: as its slowest run in it did.
 
     Where none was recorded, `SLOWEST` times as long as the slowest of all.
     """
-    timed = [one for one in runs if "notebook_seconds" in one]  # the oldest have no time
-    alike = [one for one in timed if f"torch.{one['hardware']['precision']}" == str(dtype)]
-    slowest = max(float(one["notebook_seconds"]) for one in alike or timed)
-    return slowest if alike else SLOWEST * slowest
+    alike = seconds_in(runs, str(dtype).removeprefix("torch."))
+    return max(alike) if alike else SLOWEST * max(seconds_in(runs))
 
 
 def imports_of(notebook: Path) -> str:

@@ -164,10 +164,18 @@ def test_the_areas_know_their_files() -> None:
 
 
 def test_runs_against_the_hub_depend_on_one_recipe_and_on_the_hub() -> None:
-    inputs = proofs.AREAS[f"hub/{FALCON}"].inputs()
+    inputs = proofs.AREAS[proofs.against_the_hub(FALCON)].inputs()
     assert inputs[FALCON] == present(FALCON)
     assert set(RECIPES).intersection(inputs) == {FALCON}
     assert {"tests/hub/server.py", "tests/hub/test_notebooks.py", "packages"} <= set(inputs)
+
+
+def test_an_area_has_a_name_and_several_have_one_in_common() -> None:
+    assert proofs.named("kills") == ["kills"]
+    assert proofs.named("hub") == [proofs.against_the_hub(one) for one in RECIPES]
+    assert proofs.named("hub/02-PEFT") == [proofs.against_the_hub(FALCON)]
+    assert proofs.named("kill") == ["kill"], "which is none, and said to be"
+    assert proofs.main(["is-current", "hub", "kill"]) == 2
 
 
 def test_another_recipe_is_checked_after_each_commit() -> None:
@@ -239,3 +247,14 @@ def test_the_slowest_spot_check_stands_for_the_one_that_was_executed() -> None:
     )
     assert short == pytest.approx(long)
     assert short > 410 + 4 * 60, "a recipe takes minutes"
+
+
+def test_what_was_not_recorded_yet_stops_no_calculation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table is the last line of the gate, also where a recipe is new or was run here alone."""
+    tests = {
+        one: {"seconds": 100, "files": {"tests/unit/test_data.py": 1}} for one in ("small", "large")
+    }
+    run: record.Run = {"notebook_seconds": 300, "hardware": {"precision": "float32"}}
+    monkeypatch.setattr(proofs, "path_of", lambda _: Path("nowhere"))
+    monkeypatch.setattr(record, "recorded_runs", lambda recipe: [run] * (recipe == FALCON))
+    assert times.at_worst(tests, times.RECIPES, "bfloat16") == 100 + 100 + 300

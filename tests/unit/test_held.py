@@ -19,7 +19,7 @@ def records(monkeypatch: pytest.MonkeyPatch) -> None:
     """Records of all but one recipe and one area are current; the second is the spot check."""
     changed = {THREE: ("notebook",), "kills": ("cookbook.training.guarded",)}
     monkeypatch.setattr(proofs, "stale", lambda name: changed.get(name, ()))
-    monkeypatch.setattr(proofs, "spot_check", lambda: TWO)
+    monkeypatch.setattr(proofs, "spot_check", lambda: (TWO, proofs.against_the_hub(TWO)))
     monkeypatch.setattr(proofs, "held_by", lambda name: "held by a record")
 
 
@@ -47,7 +47,7 @@ def test_what_a_current_record_holds_is_left_out_but_for_the_spot_check() -> Non
         item(name) for name in (ONE, TWO, THREE, "kills", "loading", None)
     ]
     assert left(tests.copy()) == ([two, three, kills, other], 2)
-    hub = [item(f"hub/{name}") for name in (ONE, TWO)]
+    hub = [item(proofs.against_the_hub(name)) for name in (ONE, TWO)]
     assert left(hub.copy()) == (hub[1:], 1)
 
 

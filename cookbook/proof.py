@@ -20,6 +20,7 @@ from typing import Any
 
 import nbformat
 
+from cookbook import processor
 from cookbook.offline.manifest import PRODUCTS
 from cookbook.profiles import ROOT
 
@@ -137,6 +138,7 @@ class Package:
 
     def __init__(self, root: Path = ROOT) -> None:
         self._modules = _modules(root)
+        self.text = "\n".join(module.source for module in self._modules.values())
         self._known: dict[Place, tuple[str, list[Place]]] = {}
 
     def used_by(self, source: str, apart: tuple[str, ...] = APART) -> Digests:
@@ -256,6 +258,11 @@ def code_digest(notebook: nbformat.NotebookNode) -> str:
     return digest(code_of(notebook_code(notebook)))
 
 
+def code_for_cpu(notebook: nbformat.NotebookNode, root: Path = ROOT) -> str:
+    """Return what the profile `cpu` runs of a notebook's code where there is no GPU."""
+    return processor.code_for_cpu(notebook_code(notebook), package(root).text)
+
+
 def locked(groups: Iterable[str], root: Path = ROOT) -> str:
     """Return the digest of the versions that the lock has for the core and some groups."""
     wanted = {"main", *groups}
@@ -274,16 +281,19 @@ def products(text: str, root: Path = ROOT) -> Digests:
     return found
 
 
-def digests(recipe: str, root: Path = ROOT) -> dict[str, Any]:
-    """Return the digests of all that a run of a recipe (`02-PEFT/Falcon-7B-LoRA`) depends on."""
+def digests(recipe: str, root: Path = ROOT, gpu: bool = False) -> dict[str, Any]:
+    """Return the digests of all that a run of a recipe (`02-PEFT/Falcon-7B-LoRA`) depends on.
+
+    The run is one of the profile `cpu` without a GPU; with `gpu` it may be any run.
+    """
     notebook = nbformat.read(root / f"{recipe}.ipynb", as_version=4)
-    source = notebook_code(notebook)
+    source = notebook_code(notebook) if gpu else code_for_cpu(notebook, root)
     groups = re.findall(r'check_environment\("([\w-]+)"\)', source)
     used = package(root).used_by(source)
     # The forgetting check's text is read by the package, not named in the notebook.
     read = source + (" general-text" if "data.general_text" in used else "")
     return {
-        "notebook": code_digest(notebook),
+        "notebook": digest(code_of(source)),
         "cookbook": used,
         "packages": locked(groups, root),
         "products": products(read, root),

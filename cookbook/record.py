@@ -62,6 +62,7 @@ def record(notebook: Path, seed: int) -> Path:
     with tempfile.TemporaryDirectory() as runs:
         environment = os.environ | {"COOKBOOK_SEED": str(seed), "COOKBOOK_RUNS": runs}
         command = [sys.executable, "-m", "cookbook.run", str(notebook)]
+        before = proof.code_digest(nbformat.read(notebook, as_version=4))
         digests, started = proof.digests(recipe), time.monotonic()
         subprocess.run(command, check=True, env=environment, cwd=ROOT)
         seconds = round(time.monotonic() - started, 1)
@@ -69,7 +70,7 @@ def record(notebook: Path, seed: int) -> Path:
         executed = nbformat.read(source.with_name(notebook.name), as_version=4)
         proof.forget()
         changed = proof.changes(digests, proof.digests(recipe))
-        if changed or proof.code_digest(executed) != digests["notebook"]:
+        if changed or proof.code_digest(executed) != before:
             what = ", ".join(changed) or "notebook"
             raise CookbookError(f"{recipe} was changed while it ran ({what}): record it again.")
         content = json.loads(source.read_text(encoding="utf-8")) | {

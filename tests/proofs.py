@@ -73,8 +73,9 @@ def _lock() -> dict[str, str]:
     return {"packages": proof.locked(GROUPS)}
 
 
-def _notebooks(recipes: Iterable[str]) -> dict[str, Any]:
-    return {one: proof.digests(one) for one in recipes}
+def _notebooks(recipes: Iterable[str], gpu: bool = False) -> dict[str, Any]:
+    """Return the digests of recipes, of what the profile `cpu` runs or with `gpu` of all code."""
+    return {one: proof.digests(one, gpu=gpu) for one in recipes}
 
 
 def _containers() -> dict[str, Any]:
@@ -139,7 +140,7 @@ def _own() -> dict[str, Any]:
     return {
         **_files("tests/start/*.py", *(f"tests/hub/{name}.py" for name in helpers)),
         **_files(*(f"tests/recipes/test_{name}.py" for name in tests)),
-        **_notebooks(RECIPES),
+        **_notebooks(RECIPES, gpu=True),
         **_lock(),
     }
 
@@ -151,13 +152,13 @@ def _hub(recipe: str) -> dict[str, Any]:
         **_files("tests/start/*.py", *(f"tests/hub/{name}.py" for name in names)),
         **_files(*(f"tests/reliability/{name}.py" for name in ("files", "loading"))),
         **_files(f"{recipe.partition('/')[0]}/*.yaml"),
-        **_notebooks([recipe]),
+        **_notebooks([recipe], gpu=True),
         **_lock(),
     }
 
 
 def _rehearsal() -> dict[str, Any]:
-    return {**_files("tests/gpu/*.py"), **_notebooks([REHEARSED]), **_lock()}
+    return {**_files("tests/gpu/*.py"), **_notebooks([REHEARSED], gpu=True), **_lock()}
 
 
 def _equal_loss() -> dict[str, Any]:

@@ -89,6 +89,16 @@ def test_what_does_not_run_does_not_count(old: str, new: str, tree: Path) -> Non
     assert changed(tree) == {}
 
 
+def test_what_only_a_gpu_runs_leaves_a_processor_s_record_current(tree: Path) -> None:
+    """Runs of the GPU profiles against the Hub and in a rehearsal are made again all the same."""
+    edit(tree / f"{FALCON}.ipynb", '"max_length": 1024', '"max_length": 1000')
+    assert changed(tree) == {}
+    whole = (proof.digests(FALCON, root, gpu=True) for root in (ROOT, tree))
+    assert proof.changes(*whole) == ["notebook"]
+    edit(tree / f"{FALCON}.ipynb", '"max_length": 192', '"max_length": 190')
+    assert changed(tree) == {FALCON: ["notebook"]}
+
+
 def test_a_docstring_and_a_comment_of_the_package_do_not_count(tree: Path) -> None:
     path = tree / "cookbook" / "training.py"
     replace(path, '"""Cast the trainable', '"""Now cast the trainable')
@@ -165,7 +175,7 @@ def test_the_areas_know_their_files() -> None:
 
 def test_runs_against_the_hub_depend_on_one_recipe_and_on_the_hub() -> None:
     inputs = proofs.AREAS[proofs.against_the_hub(FALCON)].inputs()
-    assert inputs[FALCON] == present(FALCON)
+    assert inputs[FALCON] == proof.digests(FALCON, gpu=True)
     assert set(RECIPES).intersection(inputs) == {FALCON}
     assert {"tests/hub/server.py", "tests/hub/test_notebooks.py", "packages"} <= set(inputs)
 

@@ -1,0 +1,133 @@
+"""The part of a notebook's code that its profile `cpu` runs on a machine without a GPU.
+
+A record of such a run depends on no more than that. What only a GPU runs can then be tuned without
+training on a processor again, and what a processor runs cannot be changed unseen.
+"""
+
+import ast
+import re
+
+DOOR = "on_gpu"  # by this name the notebooks tell the two apart
+_ASSIGNED = re.compile(rf"^{DOOR} = (.*)$", re.MULTILINE)
+_ASKED = "torch.cuda.is_available()"
+
+
+def code_for_cpu(source: str, package: str = "") -> str:
+    """Return a notebook's code as the profile `cpu` runs it where `on_gpu` is false.
+
+    Branches on `on_gpu` that are never taken are gone, and so are the other profiles' columns, and
+    rows of the table whose names occur neither in the rest of the code nor in `package`, the text
+    of what it calls. Where `on_gpu` is anything but `torch.cuda.is_available()` all branches stay.
+    """
+    if _ASSIGNED.findall(source) == [_ASKED] and _stores(source) == 1:
+        while (edit := _next_edit(source)) is not None:
+            source = _replaced(source, *edit)
+    return _own_column(source, package)
+
+
+def _stores(source: str) -> int:
+    names = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name))
+    return sum(node.id == DOOR and isinstance(node.ctx, ast.Store) for node in names)
+
+
+def _known(test: ast.expr) -> bool | None:
+    """Return what a condition comes to without a GPU; None where that depends on more."""
+    if isinstance(test, ast.Name) and test.id == DOOR:
+        return False
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        inner = _known(test.operand)
+        return None if inner is None else not inner
+    if isinstance(test, ast.BoolOp):
+        first = _known(test.values[0])
+        if first is not None and first == isinstance(test.op, ast.Or):  # the others are not asked
+            return first
+    return None
+
+
+Edit = tuple[ast.AST, str]
+
+
+def _next_edit(source: str) -> Edit | None:
+    """Return the first thing to be replaced, and what by."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.IfExp) and (known := _known(node.test)) is not None:
+            return node, f"({_text(source, node.body if known else node.orelse)})"
+        if isinstance(node, ast.If) and (known := _known(node.test)) is not None:
+            return node, _taken(source, node, known)
+        if isinstance(node, ast.Call):
+            for keyword in node.keywords:
+                if isinstance(keyword.value, ast.Dict) and not (keyword.arg or keyword.value.keys):
+                    return keyword, ""
+    return None
+
+
+def _taken(source: str, node: ast.If, known: bool) -> str:
+    """Return the branch that is taken; nothing where there is none."""
+    indent = " " * node.col_offset
+    if known:
+        return f"if True:\n{indent}    " + _lines(source, node.body)
+    if not node.orelse:
+        return ""
+    first = node.orelse[0]
+    if isinstance(first, ast.If) and _text(source, first).startswith("elif"):
+        return _text(source, first).removeprefix("el")
+    return f"if True:\n{indent}    " + _lines(source, node.orelse)
+
+
+def _lines(source: str, body: list[ast.stmt]) -> str:
+    start, end = _span(source, body[0])[0], _span(source, body[-1])[1]
+    return source.encode()[start:end].decode()
+
+
+def _text(source: str, node: ast.AST) -> str:
+    start, end = _span(source, node)
+    return source.encode()[start:end].decode()
+
+
+def _span(source: str, node: ast.AST) -> tuple[int, int]:
+    """Return where a node begins and ends, in bytes."""
+    lines = source.encode().splitlines(keepends=True)
+    place = node
+    assert isinstance(place, (ast.stmt, ast.expr, ast.keyword))
+    assert place.end_lineno is not None and place.end_col_offset is not None
+    start = sum(map(len, lines[: place.lineno - 1])) + place.col_offset
+    return start, sum(map(len, lines[: place.end_lineno - 1])) + place.end_col_offset
+
+
+def _replaced(source: str, node: ast.AST, by: str) -> str:
+    start, end = _span(source, node)
+    text = source.encode()
+    before, after = text[:start].decode(), text[end:].decode()
+    if by or isinstance(node, ast.keyword):  # an argument goes with its comma
+        return before + by + (after if by else re.sub(r"^\s*,", "", after))
+    try:
+        ast.parse(before + after)
+    except SyntaxError:  # it was the only statement of a block
+        return f"{before}pass{after}"
+    return before + after
+
+
+def _own_column(source: str, package: str) -> str:
+    """Return the code with the column `cpu` alone, and in it only rows that something reads."""
+    for statement in ast.parse(source).body:
+        if not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.Dict):
+            continue
+        if _text(source, statement.targets[0]) != "PROFILES":
+            continue
+        column = _items(statement.value).get("cpu")
+        if not isinstance(column, ast.Dict):
+            continue
+        rest = _replaced(source, statement, "pass") + package
+        rows = [
+            f'"{key}": {_text(source, value)},'
+            for key, value in _items(column).items()
+            if re.search(rf"\b{key}\b", rest)
+        ]
+        table = "\n".join(rows)
+        return _replaced(source, statement.value, f'{{"cpu": {{\n{table}\n}}}}')
+    return source
+
+
+def _items(table: ast.Dict) -> dict[str, ast.expr]:
+    pairs = zip(table.keys, table.values)
+    return {str(key.value): one for key, one in pairs if isinstance(key, ast.Constant)}

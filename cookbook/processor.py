@@ -51,7 +51,10 @@ def _next_edit(source: str) -> Edit | None:
     """Return the first thing to be replaced, and what by."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.IfExp) and (known := _known(node.test)) is not None:
-            return node, f"({_text(source, node.body if known else node.orelse)})"
+            return node, _as_bare_as_it_can_be(source, node, node.body if known else node.orelse)
+        if isinstance(node, ast.BoolOp) and _known(node.values[0]) == isinstance(node.op, ast.And):
+            rest = _span(source, node.values[1])[0], _span(source, node.values[-1])[1]
+            return node, source.encode()[slice(*rest)].decode()
         if isinstance(node, ast.If) and (known := _known(node.test)) is not None:
             return node, _taken(source, node, known)
         if isinstance(node, ast.Call):
@@ -61,22 +64,24 @@ def _next_edit(source: str) -> Edit | None:
     return None
 
 
+def _as_bare_as_it_can_be(source: str, node: ast.expr, by: ast.expr) -> str:
+    """Return what is taken of a choice, in brackets where they change what is meant."""
+    bare, in_brackets = _text(source, by), f"({_text(source, by)})"
+    trees = [ast.dump(ast.parse(_replaced(source, node, one))) for one in (bare, in_brackets)]
+    return bare if trees[0] == trees[1] else in_brackets
+
+
 def _taken(source: str, node: ast.If, known: bool) -> str:
-    """Return the branch that is taken; nothing where there is none."""
-    indent = " " * node.col_offset
-    if known:
-        return f"if True:\n{indent}    " + _lines(source, node.body)
-    if not node.orelse:
+    """Return the branch that is taken, as if no choice were there; nothing where there is none."""
+    body = node.body if known else node.orelse
+    if not body:
         return ""
-    first = node.orelse[0]
-    if isinstance(first, ast.If) and _text(source, first).startswith("elif"):
-        return _text(source, first).removeprefix("el")
-    return f"if True:\n{indent}    " + _lines(source, node.orelse)
-
-
-def _lines(source: str, body: list[ast.stmt]) -> str:
+    if isinstance(body[0], ast.If) and _text(source, body[0]).startswith("elif"):
+        return _text(source, body[0]).removeprefix("el")
     start, end = _span(source, body[0])[0], _span(source, body[-1])[1]
-    return source.encode()[start:end].decode()
+    deeper = " " * (body[0].col_offset - node.col_offset)
+    indent = "\n" + " " * node.col_offset
+    return source.encode()[start:end].decode().replace(indent + deeper, indent)
 
 
 def _text(source: str, node: ast.AST) -> str:

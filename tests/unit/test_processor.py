@@ -30,6 +30,12 @@ def reduced(code: str, package: str = "") -> str:
         ("f(\n    a,\n    **({'b': c} if on_gpu else {}),  # why\n    d=1,\n)", "f(a, d=1,)"),
         ("def f():\n    if on_gpu:\n        return 1\n", "def f():\n    pass\n"),
         ("if on_gpu:\n    a = 'ä'\nb = 'ü'", "b = 'ü'"),
+        ("if not on_gpu:\n    a()\n    if b:\n        c()\n", "a()\nif b:\n    c()\n"),
+        ("def f():\n    if not on_gpu:\n        a()\n        b()", "def f():\n    a()\n    b()"),
+        ("if not on_gpu and b:\n    c()\n", "if b:\n    c()\n"),
+        ("if on_gpu or a or b:\n    c()\n", "if a or b:\n    c()\n"),
+        ("a = b if on_gpu else 2 * c", "a = 2 * c"),
+        ("a = (b if on_gpu else 2 + c) * d", "a = (2 + c) * d"),
     ],
 )
 def test_what_a_gpu_alone_runs_is_as_if_it_were_not_there(code: str, counts: str) -> None:

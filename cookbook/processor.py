@@ -15,9 +15,10 @@ _ASKED = "torch.cuda.is_available()"
 def code_for_cpu(source: str, package: str = "") -> str:
     """Return a notebook's code as the profile `cpu` runs it where `on_gpu` is false.
 
-    Branches on `on_gpu` that are never taken are gone, and so are the other profiles' columns, and
-    rows of the table whose names occur neither in the rest of the code nor in `package`, the text
-    of what it calls. Where `on_gpu` is anything but `torch.cuda.is_available()` all branches stay.
+    Branches that are never taken are gone: those on `on_gpu` and on `config.profile`. So are the
+    other profiles' columns, and rows of the table whose names occur neither in the rest of the code
+    nor in `package`, the text of what it calls. Where `on_gpu` is anything but
+    `torch.cuda.is_available()` all branches stay.
     """
     if _ASSIGNED.findall(source) == [_ASKED] and _stores(source) == 1:
         while (edit := _next_edit(source)) is not None:
@@ -34,6 +35,9 @@ def _known(test: ast.expr) -> bool | None:
     """Return what a condition comes to without a GPU; None where that depends on more."""
     if isinstance(test, ast.Name) and test.id == DOOR:
         return False
+    if isinstance(test, ast.Compare) and ast.unparse(test.left) == "config.profile":
+        asked = {"== 'cpu'": True, "!= 'cpu'": False}
+        return asked.get(ast.unparse(test).removeprefix("config.profile "))
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         inner = _known(test.operand)
         return None if inner is None else not inner
@@ -51,7 +55,7 @@ def _next_edit(source: str) -> Edit | None:
     """Return the first thing to be replaced, and what by."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.IfExp) and (known := _known(node.test)) is not None:
-            return node, _as_bare_as_it_can_be(source, node, node.body if known else node.orelse)
+            return node, _text(source, node.body if known else node.orelse)
         if isinstance(node, ast.BoolOp) and _known(node.values[0]) == isinstance(node.op, ast.And):
             rest = _span(source, node.values[1])[0], _span(source, node.values[-1])[1]
             return node, source.encode()[slice(*rest)].decode()
@@ -62,13 +66,6 @@ def _next_edit(source: str) -> Edit | None:
                 if isinstance(keyword.value, ast.Dict) and not (keyword.arg or keyword.value.keys):
                     return keyword, ""
     return None
-
-
-def _as_bare_as_it_can_be(source: str, node: ast.expr, by: ast.expr) -> str:
-    """Return what is taken of a choice, in brackets where they change what is meant."""
-    bare, in_brackets = _text(source, by), f"({_text(source, by)})"
-    trees = [ast.dump(ast.parse(_replaced(source, node, one))) for one in (bare, in_brackets)]
-    return bare if trees[0] == trees[1] else in_brackets
 
 
 def _taken(source: str, node: ast.If, known: bool) -> str:
@@ -103,6 +100,8 @@ def _replaced(source: str, node: ast.AST, by: str) -> str:
     start, end = _span(source, node)
     text = source.encode()
     before, after = text[:start].decode(), text[end:].decode()
+    if isinstance(node, ast.expr):
+        return _as_bare_as_it_can_be(before, by, after)
     if by or isinstance(node, ast.keyword):  # an argument goes with its comma
         return before + by + (after if by else re.sub(r"^\s*,", "", after))
     try:
@@ -110,6 +109,22 @@ def _replaced(source: str, node: ast.AST, by: str) -> str:
     except SyntaxError:  # it was the only statement of a block
         return f"{before}pass{after}"
     return before + after
+
+
+def _as_bare_as_it_can_be(before: str, by: str, after: str) -> str:
+    """Return the code with brackets around what is put in only where they change what is meant."""
+    in_brackets = f"{before}({by}){after}"
+    meant = ast.dump(ast.parse(in_brackets))
+    for bare in (
+        re.sub(r"\(\s*\Z", "", before) + by + re.sub(r"\A\s*\)", "", after),
+        before + by + after,
+    ):
+        try:
+            if ast.dump(ast.parse(bare)) == meant:
+                return bare
+        except SyntaxError:
+            continue
+    return in_brackets
 
 
 def _own_column(source: str, package: str) -> str:

@@ -35,6 +35,10 @@ def reduced(code: str, package: str = "") -> str:
         ("if not on_gpu and b:\n    c()\n", "if b:\n    c()\n"),
         ("if on_gpu or a or b:\n    c()\n", "if a or b:\n    c()\n"),
         ("a = b if on_gpu else 2 * c", "a = 2 * c"),
+        ("f(**(a | b if on_gpu else a), c=1)", "f(**a, c=1)"),
+        ("f(\n    **(\n        a | b if on_gpu else a\n    ),\n)", "f(\n    **a,\n)"),
+        ("if config.profile != 'cpu':\n    a()\nb()", "b()"),
+        ("if config.profile == 'cpu' and a:\n    b()", "if a:\n    b()"),
         ("a = (b if on_gpu else 2 + c) * d", "a = (2 + c) * d"),
     ],
 )
@@ -52,6 +56,8 @@ def test_what_a_gpu_alone_runs_is_as_if_it_were_not_there(code: str, counts: str
         ("if not on_gpu or x:\n    b()", ("x:", "z:"), ("b()", "c()")),
         ("if on_gpu or x:\n    b()", ("", ""), ("x:", "z:")),
         ("a = x or on_gpu", ("", ""), ("on_gpu", "y")),
+        ("a = 1 if config.profile == 'gpu16' else 2", ("", ""), ("1", "3")),
+        ("a = 1 if config.profile != 'cpu' else 2", ("1", "3"), ("2", "3")),
     ],
 )
 def test_of_a_branch_only_what_is_taken_counts(

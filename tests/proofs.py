@@ -4,7 +4,8 @@ python -m tests.proofs                  what is not current, one a line (make st
 python -m tests.proofs is-current AREA  exit status 0 if its record is
 python -m tests.proofs record [AREA...] run the tests of areas and record that they passed
 
-`hub/<recipe>` are a recipe's runs against the loopback Hub, `hub` those of all.
+`hub/<recipe>` are a recipe's runs against the loopback Hub, `rehearsal/<recipe>` its rehearsals of
+the GPU check; `hub` and `rehearsal` are those of all.
 
 Recipes have records of what they measured (`cookbook.record`). The areas here have records of tests
 that passed: `results/**/proof-<area>.json`, with the digests of what those tests depend on.
@@ -157,8 +158,13 @@ def _hub(recipe: str) -> dict[str, Any]:
     }
 
 
-def _rehearsal() -> dict[str, Any]:
-    return {**_files("tests/gpu/*.py"), **_notebooks([REHEARSED], gpu=True), **_lock()}
+def _rehearsal(recipe: str) -> dict[str, Any]:
+    helpers = ("data_sets", "endings", "models", "repositories", "texts", "tokenizing")
+    return {
+        **_files("tests/gpu/*.py", *(f"tests/hub/{name}.py" for name in helpers)),
+        **_notebooks([recipe], gpu=True),
+        **_lock(),
+    }
 
 
 def _equal_loss() -> dict[str, Any]:
@@ -184,7 +190,7 @@ AREAS = {
     "loading": Area("reliability", _loading),
     "own": Area("reliability", _own),
     "equal-loss": Area("reliability", _equal_loss),
-    "rehearsal": Area("reliability", _rehearsal),
+    **{f"rehearsal/{one}": Area("gpu-rehearsal", partial(_rehearsal, one)) for one in RECIPES},
     **{against_the_hub(one): Area("hub", partial(_hub, one)) for one in RECIPES},
 }
 

@@ -1,7 +1,8 @@
 """The benchmark: `python -m tests.bench [WORK ...] [--rounds 5] [--contestants ours defaults]`.
 
 Contestants take turns, each in a process of its own, so that a change of the machine's speed meets
-all of them. Nothing else should run meanwhile. `--list` names the works.
+all of them. Nothing else should run meanwhile. `--list` names the works. `gpu` is all those of a
+CUDA GPU, which run only if they are named.
 """
 
 import argparse
@@ -16,14 +17,11 @@ from datasets import disable_progress_bars
 
 from cookbook.profiles import ROOT
 from cookbook.record import notebooks
-from tests.bench import documents, peers, results
+from tests.bench import documents, gpu, gpu_works, peers, results
+from tests.bench.results import CouldNotRun
 from tests.bench.works import WORKS, Work
 
 LONGEST = 1200  # seconds for one run
-
-
-class CouldNotRun(Exception):
-    """A contestant ended without a result; the message is the last thing it said."""
 
 
 def once(work: Work, contestant: str, scratch: Path, settings: dict[str, str]) -> results.Run:
@@ -50,16 +48,9 @@ def once(work: Work, contestant: str, scratch: Path, settings: dict[str, str]) -
         except subprocess.TimeoutExpired:
             raise CouldNotRun(f"took longer than {LONGEST} s") from None
     if not result.is_file():
-        raise CouldNotRun(last_line(log))
+        raise CouldNotRun(results.last_line(log))
     found: results.Run = json.loads(result.read_text(encoding="utf-8"))
     return found
-
-
-def last_line(log: Path) -> str:
-    """Return the last thing a log says, on one line and without this machine's folders."""
-    said = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-    last = next((line for line in reversed(said) if line), "it said nothing")
-    return last.replace(f"{ROOT}/", "").replace(str(Path.home()), "~")[:300]
 
 
 def compete(work: Work, contestants: Sequence[str], rounds: int, scratch: Path) -> results.Record:
@@ -98,17 +89,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("works", nargs="*", metavar="WORK", help="all of them if none is named")
-    parser.add_argument("--rounds", type=int, default=results.FEWEST_ROUNDS)
+    parser.add_argument("--rounds", type=int, help="5 of each, on a GPU 3 as the budget allows")
     parser.add_argument("--contestants", nargs="+", help="these alone; nothing is recorded then")
     parser.add_argument("--list", action="store_true", help="name the works and do nothing")
     parser.add_argument("--dry-run", action="store_true", help="measure and record nothing")
+    on_gpu = parser.add_argument_group("works on a GPU")
+    on_gpu.add_argument("--budget", type=float, default=gpu.BUDGET, help="seconds for all runs")
+    on_gpu.add_argument("--scale", choices=gpu_works.SCALES, default="full")
+    on_gpu.add_argument("--results", type=Path, help="the folder of a rehearsal's records")
     options = parser.parse_args(arguments)
+    gpu_names = [gpu_works.ALL, *gpu_works.SCALES["full"]]
     if options.list:
-        print("\n".join(f"{work.name:12} {work.title}" for work in WORKS.values()))
+        titles = {name: work.title for name, work in WORKS.items()}
+        titles |= {name: work.title for name, work in gpu_works.SCALES["full"].items()}
+        print("\n".join(f"{name:12} {title}" for name, title in titles.items()))
         return 0
-    unknown = sorted(set(options.works) - set(WORKS))
+    unknown = sorted(set(options.works) - set(WORKS) - set(gpu_names))
     if unknown:
-        parser.error(f"there is no work {', '.join(unknown)}; there are {', '.join(WORKS)}")
+        known = ", ".join([*WORKS, *gpu_names])
+        parser.error(f"there is no work {', '.join(unknown)}; there are {known}")
+    if chosen := gpu_works.chosen(options.works):
+        if not set(options.works) <= set(gpu_names):
+            parser.error("works on a GPU run apart from the others: name one kind at a time")
+        return gpu.main(chosen, options)
+    if options.scale != "full" or options.results:
+        parser.error("--scale and --results are for the works on a GPU: name gpu")
+    options.rounds = options.rounds or results.FEWEST_ROUNDS
     recorded = not options.dry_run and not options.contestants
     if recorded and options.rounds < results.FEWEST_ROUNDS:
         print(f"nothing is recorded: that takes {results.FEWEST_ROUNDS} rounds or more")

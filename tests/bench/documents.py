@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cookbook.profiles import ROOT
 from cookbook.record import filled
-from tests.bench import results, scaling
+from tests.bench import gpu_records, results, scaling
 from tests.bench.results import Record
 from tests.bench.works import WITHOUT
 
@@ -89,6 +89,7 @@ def with_tables(text: str, records: Sequence[Record]) -> str:
         "bench/contestants": results.table,
         "bench/choices": results.gains_table,
         "bench/growth": results.growth_table,
+        "bench/gpu": lambda _: gpu_records.table(gpu_records.latest()),
         "bench/profile": lambda _: profile_table(),
         "bench/scaling": lambda _: scaling.table(),
     }

@@ -14,12 +14,35 @@ from tests.bench.works import LENGTHS, WITHOUT, WORKS, Work
 RESULTS = ROOT / "results" / "bench"
 GIB = 2**30
 BASELINE = "ours"
+ON_A_GPU = "gpu-"  # begins the names of the works of `tests.bench.gpu_works`
 FEWEST_ROUNDS = 5  # of a record
 MOST_OTHER_TOKENS = 0.05  # templates end a turn with or without a line feed, and cut differently
 MOST_OTHER_LOSS = 0.1
+# Operations that a weight needs for a token, a multiplication and an addition: forward, for the
+# gradient of its inputs, and for its own gradient, which a frozen weight needs none of.
+FORWARD, OF_INPUTS, OF_WEIGHTS = 2, 2, 2
+TRAINED = FORWARD + OF_INPUTS + OF_WEIGHTS
+FROZEN = FORWARD + OF_INPUTS
+ADAPTED = ("lora", "qlora")
+# Weights of tables that are looked up and multiplied with nothing: GPT-2's positions, 128 x 128.
+# The other models' tables are their output layers too.
+LOOKED_UP = {"pretrain": 128 * 128}
+# GRPO that reads each prompt of a group for every answer, as the count below assumes.
+READS_PROMPTS_EACH_TIME = ("defaults", f"{WITHOUT}shared-prompts")
 
 Run = dict[str, Any]
 Record = dict[str, Any]
+
+
+class CouldNotRun(Exception):
+    """A contestant ended without a result; the message is the last thing it said."""
+
+
+def last_line(log: Path) -> str:
+    """Return the last thing a log says, on one line and without this machine's folders."""
+    said = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    last = next((line for line in reversed(said) if line), "it said nothing")
+    return last.replace(f"{ROOT}/", "").replace(str(Path.home()), "~")[:300]
 
 
 def rate(run: Run, warm_up: int) -> float:
@@ -27,13 +50,48 @@ def rate(run: Run, warm_up: int) -> float:
     return float(sum(run["tokens"][warm_up:]) / sum(run["seconds"][warm_up:]))
 
 
+def operations_per_token(work: str, contestant: str, found: dict[str, Any]) -> float | None:
+    """Return the operations that the work needs for a real token, or None where none can tell.
+
+    Each weight is counted at each token, the output layer too. What is computed twice, as under
+    activation checkpointing, is counted once. Attention between tokens is not counted. GRPO
+    samples, reads the reference (its `beta` is above 0) and trains; its record does not tell
+    prompts from answers, so nothing can be said where a group's prompt is read once. Nor does a
+    record tell the tokens of an encoder from those of its decoder, each with weights of its own.
+    """
+    kind, trained = WORKS[work].kind, found["trainable_parameters"]
+    multiplied = found["parameters"] - LOOKED_UP.get(kind, 0)
+    if kind in ADAPTED:
+        return float(FROZEN * multiplied + TRAINED * trained)
+    if kind == "grpo" and contestant in READS_PROMPTS_EACH_TIME:
+        passes = FORWARD + FORWARD + FROZEN
+        return float(passes * multiplied + (FORWARD + TRAINED) * trained)
+    if kind in ("full", "pretrain"):
+        return float(TRAINED * multiplied)
+    return None
+
+
+def tokens_per_operation(found: dict[str, Any]) -> float:
+    """Return tokens a second over the operations a second of a matrix product, the rounds' median.
+
+    Older records hold it as `mfu`, times 6 and the number of weights.
+    """
+    if "tokens_per_operation" in found:
+        return float(found["tokens_per_operation"])
+    return float(found["mfu"] / (6 * found["parameters"]))
+
+
+def mfu(one: Record, contestant: str) -> float | None:
+    """Return the share of a matrix product's rate that a contestant's needed operations reach."""
+    found = one["contestants"][contestant]
+    needed = operations_per_token(one["work"], contestant, found)
+    return None if needed is None else needed * tokens_per_operation(found)
+
+
 def summary(runs: Sequence[Run], work: Work) -> dict[str, Any]:
     """Return a contestant's medians over its rounds, and each round's own rate."""
     rates = [rate(run, work.warm_up_steps) for run in runs]
-    used = [
-        6 * run["parameters"] * one / run["matmul_flops_per_second"]
-        for run, one in zip(runs, rates)
-    ]
+    used = [one / run["matmul_flops_per_second"] for run, one in zip(runs, rates)]
     timed = work.timed_steps
     return {
         "rounds": len(runs),
@@ -43,7 +101,7 @@ def summary(runs: Sequence[Run], work: Work) -> dict[str, Any]:
         "startup_seconds": median(run["startup_seconds"] for run in runs),
         "first_step_seconds": median(run["seconds"][0] for run in runs),
         "peak_memory_bytes": median(run["peak_memory_bytes"] for run in runs),
-        "mfu": median(used),
+        "tokens_per_operation": median(used),
         "matmul_flops_per_second": median(run["matmul_flops_per_second"] for run in runs),
         "trainable_parameters": runs[0]["trainable_parameters"],
         "parameters": runs[0]["parameters"],
@@ -150,13 +208,16 @@ def _failures(new: Record) -> list[str]:
 
 
 def _changes(new: Record, before: Record) -> list[str]:
-    """Return the changes against the last record; MFU sets off a faster or slower machine."""
+    """Return the changes against the last record; MFU sets off a faster or slower machine.
+
+    A contestant does the same operations in both, so their number cancels out of MFU's change.
+    """
     said = []
     for name, now in new["contestants"].items():
         if (then := before["contestants"].get(name)) is None:
             continue
         speed = now["tokens_per_second"] / then["tokens_per_second"] - 1
-        use = now["mfu"] / then["mfu"] - 1
+        use = tokens_per_operation(now) / tokens_per_operation(then) - 1
         memory = now["peak_memory_bytes"] / then["peak_memory_bytes"] - 1
         said.append(
             f"{new['work']}: {name} since {before['date'][:10]}: tokens/s {speed:+.0%}, "
@@ -166,8 +227,12 @@ def _changes(new: Record, before: Record) -> list[str]:
 
 
 def latest(folder: Path = RESULTS) -> list[Record]:
-    """Return the newest record of each work and device, in the order of the works."""
-    newest = [history(path)[-1] for path in sorted(folder.glob("*.json"))]
+    """Return the newest record of each work and device, in the order of the works.
+
+    Those of a GPU are of works of their own: `gpu_records.latest`.
+    """
+    paths = (path for path in sorted(folder.glob("*.json")) if not path.name.startswith(ON_A_GPU))
+    newest = [history(path)[-1] for path in paths]
     order = list(WORKS)
     return sorted(newest, key=lambda one: (one["device"], order.index(one["work"])))
 
@@ -186,11 +251,12 @@ def table(records: Sequence[Record]) -> str:
         for name in names:
             found = one["contestants"][name]
             times = one["ours_is_times_as_fast_as"].get(name)
+            used = mfu(one, name)
             rows.append(
                 f"| {one['title']} | {one['device']} "
                 f"| {' '.join(filter(None, [name, found['versions'].get(name)]))} "
                 f"| {found['tokens_per_second']:.0f} "
-                f"| {found['steps_per_minute']:.1f} | {found['mfu']:.2f} "
+                f"| {found['steps_per_minute']:.1f} | {'-' if used is None else f'{used:.2f}'} "
                 f"| {found['peak_memory_bytes'] / GIB:.1f} GiB "
                 f"| {found['startup_seconds']:.0f} s "
                 f"| {f'{times:.1f} times as fast' if times else '-'} |"

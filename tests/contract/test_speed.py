@@ -69,6 +69,7 @@ def test_architecture_shows_the_newest_records() -> None:
         "bench/contestants",
         "bench/profile",
         "bench/choices",
+        "bench/gpu",
         "bench/growth",
         "bench/scaling",
         "containers",

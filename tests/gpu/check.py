@@ -2,24 +2,31 @@
 
 Each notebook runs unmodified for a few steps, with random weights in the true architecture and data
 that fill its profile. What it needed is kept under `results/gpu`. `gpu16` runs under a cap of the
-process's GPU memory. Exit status: 0 nothing failed, 1 something failed, 2 there is no GPU, 3
-nothing could be run.
+process's GPU memory; it comes after every `gpu80`, which others do not have. Exit status: 0 nothing
+failed, 1 something failed, 2 there is no GPU, 3 nothing could be run.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import nbformat
+
 from cookbook.profiles import ROOT
+from cookbook.run import parameters
 from tests.contract.repository import FOLDER_GROUPS
 from tests.gpu import machine, records
 from tests.gpu.records import GIB, RESULTS, Outcome
 
-PROFILES = ("gpu16", "gpu80")
-STEPS = {"full": 12, "tiny": 2}
+PROFILES = ("gpu80", "gpu16")  # in this order
+# The first step allocates and compiles, and begins with the longest rows; the others are timed.
+STEPS = {"full": 4, "tiny": 2}
+NEW_TOKENS = 32  # of an answer outside of training: random weights would never end one
 CAP_GIB = 15.0  # a T4 has 16 GB, of which its driver leaves about so much
 CAPPED = "gpu16"
 
@@ -41,11 +48,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="all recipes if none is named",
     )
     add("--profile", nargs="+", choices=PROFILES, default=PROFILES)
-    add("--steps", type=int, help="of training (default: 12; 2 for --scale tiny)")
+    add("--steps", type=int, help="of training (default: 4; 2 for --scale tiny)")
     add(
         "--cap", type=float, default=CAP_GIB, help="GiB that a gpu16 process may take (%(default)s)"
     )
     add("--timeout", type=int, default=3600, help="seconds for one notebook (%(default)s)")
+    add("--budget", type=float, help="seconds for all: what would not end in time is left out")
+    add("--plan", action="store_true", help="say what each trial should take, and stop")
     add("--results", type=Path, help="where records go (default: results/gpu)")
     add("--scale", choices=STEPS, default="full", help="tiny: a rehearsal, which needs no GPU")
     options = parser.parse_args(arguments)
@@ -68,6 +77,11 @@ def _is_real(folder: Path | None) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     options = _options(arguments)
+    queue = [(recipe, one) for one in PROFILES for recipe in options.recipe]
+    queue = [(recipe, profile) for recipe, profile in queue if profile in options.profile]
+    if options.plan:
+        print(plan(queue, options.steps or STEPS["full"]))
+        return 0
     here = machine.describe()
     if options.scale == "full" and not here["cuda"]:
         print(
@@ -76,43 +90,126 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    outcomes = []
-    for recipe in options.recipe:
-        for profile in options.profile:
-            print(f"\n== {recipe} on {profile}", flush=True)
-            outcome = one(recipe, profile, options, here)
-            outcomes.append(outcome)
-            if outcome.status != "not run":
-                path = records.write(outcome, here["device"], options.results or RESULTS)
-                print(f"{outcome.status}: {path}", flush=True)
+    try:  # only now: it imports what may be missing
+        trial: Any = import_module("tests.gpu.trial")
+        store: Any = import_module("tests.gpu.store")
+    except ImportError as error:
+        print(f"The installed versions do not fit: {error}", file=sys.stderr)
+        return 3
+    sizes = [trial.size_of(notebooks()[recipe], profile) for recipe, profile in queue]
+    tiny = options.scale == "tiny"
+    with tempfile.TemporaryDirectory(
+        prefix=trial.PREFIX,
+        dir=store.scratch_folder([0] if tiny else sizes),
+        ignore_cleanup_errors=True,
+    ) as scratch:
+        models = store.Models(Path(scratch) / "models", tiny, trial.environment())
+        outcomes = _all(queue, options, here, models)
     print(f"\n{records.table(outcomes)}")
     return records.exit_status(outcomes)
 
 
-def one(recipe: str, profile: str, options: argparse.Namespace, here: dict[str, Any]) -> Outcome:
-    """Try one recipe on one profile, or say what is missing."""
+def _all(
+    queue: list[tuple[str, str]], options: argparse.Namespace, here: dict[str, Any], models: Any
+) -> list[Outcome]:
+    """Try what is in the queue, one after the other, and keep a record of each."""
+    started, outcomes = time.monotonic(), []
+    for place, (recipe, profile) in enumerate(queue):
+        print(f"\n== {recipe} on {profile}", flush=True)
+        later = [settings_of(*after)["model"] for after in queue[place + 1 :]]
+        left = (options.budget or float("inf")) - (time.monotonic() - started)
+        needed = expected_seconds(recipe, profile, options, models)
+        if needed > left:
+            why = f"needs about {needed:.0f} s, and {max(0.0, left):.0f} are left of --budget"
+            outcomes.append(Outcome(recipe, profile, "not run", why))
+            print(why, flush=True)
+            continue
+
+        def keep(outcome: Outcome) -> Path:
+            return records.write(outcome, here["device"], options.results or RESULTS)
+
+        limit = int(min(options.timeout, left))
+        outcome = one(recipe, profile, options, here, limit, models, later, keep)
+        outcome.record.setdefault("seconds", {})["expected"] = round(needed, 1)
+        outcomes.append(outcome)
+        if outcome.status != "not run":
+            print(f"{outcome.status}: {keep(outcome)}", flush=True)
+    return outcomes
+
+
+def settings_of(recipe: str, profile: str) -> dict[str, Any]:
+    """Return a profile's column of a recipe's table."""
+    table = parameters(nbformat.read(notebooks()[recipe], as_version=4))["PROFILES"]
+    return dict(table[profile])
+
+
+def expected_seconds(recipe: str, profile: str, options: argparse.Namespace, models: Any) -> float:
+    """Return what a trial should take on an H100; nothing is expected of a rehearsal."""
+    if options.scale == "tiny":
+        return 0.0
+    from tests.gpu import expected
+
+    settings = settings_of(recipe, profile)
+    built = settings["model"] in models.built
+    steps = options.steps or STEPS[options.scale]
+    return expected.trial(settings, steps, NEW_TOKENS, built, merges(recipe, profile)).total
+
+
+def merges(recipe: str, profile: str) -> bool:
+    """Tell whether a run merges its adapter, for which a capped card has no room."""
+    code = notebooks()[recipe].read_text(encoding="utf-8")
+    return profile != CAPPED and "merge_and_unload" in code
+
+
+def plan(queue: list[tuple[str, str]], steps: int) -> str:
+    """Return a table of what each trial should take on an H100, by bytes and operations."""
+    from tests.gpu import expected
+
+    lines, seen, total = [], set(), 0.0
+    for recipe, profile in queue:
+        settings = settings_of(recipe, profile)
+        built = settings["model"] in seen
+        found = expected.trial(settings, steps, NEW_TOKENS, built, merges(recipe, profile))
+        seen.add(settings["model"])
+        total += found.total
+        parts = (found.build, found.start, found.train, found.score, found.total)
+        lines.append(f"{recipe:<52} {profile} " + " ".join(f"{part:6.0f}" for part in parts))
+    head = f"{'expected seconds on an H100':<52} {'':5}  build  start  train  score    all"
+    return "\n".join([head, *lines, f"{len(queue)} trials: {total / 60:.1f} minutes"])
+
+
+def one(
+    recipe: str,
+    profile: str,
+    options: argparse.Namespace,
+    here: dict[str, Any],
+    limit: int,
+    models: Any,
+    later: Sequence[str],
+    keep: Callable[[Outcome], object],
+) -> Outcome:
+    """Try one recipe on one profile within `limit` seconds, or say what is missing."""
     notebook = notebooks()[recipe]
     group = FOLDER_GROUPS.get(notebook.parent.name)
     if group is None:
         return Outcome(recipe, profile, "not run", f"no group is known for {notebook.parent.name}")
-    if names := machine.missing(group):
+    if names := machine.missing(notebook):
         why = f"missing packages: {', '.join(names)} (make install-{group})"
         return Outcome(recipe, profile, "not run", why)
-    try:  # only now: it imports what may have been missing
-        trial: Any = import_module("tests.gpu.trial")
-    except ImportError as error:
-        return Outcome(recipe, profile, "not run", f"the installed versions do not fit: {error}")
+    trial: Any = import_module("tests.gpu.trial")
     outcome: Outcome = trial.attempt(
         trial.Trial(
             notebook=notebook,
             profile=profile,
-            group=group,
             steps=options.steps or STEPS[options.scale],
             cap=int(options.cap * GIB) if profile == CAPPED else None,
-            timeout=options.timeout,
+            timeout=limit,
             scale=options.scale,
         ),
         here,
+        models,
+        later,
+        keep,
     )
     return outcome
 

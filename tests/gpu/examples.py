@@ -3,7 +3,7 @@
 Rows reach `max_length`, so that the memory measured is the profile's worst case in training. Only
 the first training rows are short: some recipes show them as examples in a prompt, which with long
 ones would be longer than any real one. The split `test` has as many rows as the largest evaluation
-batch: more would take time alone, and random weights score nothing.
+batch, within bounds: more would take time alone, and random weights score nothing.
 """
 
 import json
@@ -25,12 +25,14 @@ Settings = dict[str, Any]
 # Rows of the test split for each row of a training batch: no recipe evaluates in larger batches.
 TEST_BATCHES = 4
 LEAST_TEST_ROWS = 8
+TEST_TOKENS = 2**15  # of the test split: scoring must not take longer than training
 SHOTS = 4  # first training rows, which may come to stand in a prompt
 LEAST_ROWS = 96  # other training rows
 SHOT_SHARE = 1 / 3  # of the length of the others
 END_OF_TURN = 2  # tokens that a template writes after a completion
 LABELS = ("negative", "neutral", "positive")
 WORDS = 60_000  # different ones: more than the 50,257 tokens that GPT-2's tokenizer is to learn
+FEW_WORDS = 400
 FULL = 0.9  # share of `max_length` that rows must reach for a run to count as a worst case
 
 
@@ -39,22 +41,30 @@ class Examples:
     """How one recipe's rows are made.
 
     `make` takes a writer of texts, how many tokens a row may have, and a number that tells rows
-    apart. `spare` are the tokens that the recipe's template and instruction add to a row.
+    apart. `spare` are the tokens that the recipe's instruction adds to a row, and its own template
+    where the tokenizer has none; what the tokenizer's template adds is counted.
     """
 
     make: Callable[["Writer", int, int], Row]
     spare: int = 0
     # Whether the tokens that the trainer counts are those of whole rows.
     counted: bool = True
+    # Which share of its length a row fills on average where each is as long as it can be.
+    fill: float = 1.0
 
 
 class Writer:
     """Texts of a wanted number of tokens."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase | None, seed: str, completion: int = 0
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        seed: str,
+        completion: int = 0,
+        words: int = WORDS,
     ) -> None:
         self._tokenizer, self.random = tokenizer, Random(seed)
+        self.words = words  # different ones, for a recipe that learns its tokens from them
         self.completion = completion  # tokens, for recipes that count them apart from the prompt's
 
     def count(self, text: str) -> int:
@@ -101,7 +111,17 @@ def _document(write: Writer, tokens: int, number: int) -> Row:
 
 def _words(write: Writer, tokens: int, number: int) -> Row:
     """Return a document of as many words, each of them one token or more."""
-    return {"text": " ".join(_vocabulary()[write.random.randrange(WORDS)] for _ in range(tokens))}
+    words, some = _vocabulary(), write.words
+    return {"text": " ".join(words[write.random.randrange(some)] for _ in range(tokens))}
+
+
+def template_tokens(tokenizer: PreTrainedTokenizerBase | None) -> int:
+    """Return how many tokens a chat template writes around a prompt and its answer."""
+    if tokenizer is None or tokenizer.chat_template is None:
+        return 0
+    turns = [{"role": role, "content": "a"} for role in ("user", "assistant")]
+    whole = tokenizer.apply_chat_template(turns, return_dict=False)
+    return len(whole)
 
 
 @cache
@@ -114,14 +134,15 @@ def _vocabulary() -> tuple[str, ...]:
 
 
 EXAMPLES = {
-    "01-Full-Fine-Tuning/GPT-2-From-Scratch": Examples(_words),
-    "01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning": Examples(_pair, spare=48),
+    "01-Full-Fine-Tuning/GPT-2-From-Scratch": Examples(_words, counted=False),  # cut into blocks
+    "01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning": Examples(_pair, spare=4),
     "02-PEFT/Falcon-7B-LoRA": Examples(_pair, spare=16),
     "03-Instruction-Tuning/Financial-Sentiment-OPT": Examples(_labelled, spare=56),
     "03-Instruction-Tuning/Summarization-FLAN-T5": Examples(_document, spare=24),
-    "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO": Examples(_problem, spare=52, counted=False),
-    "04-Reasoning-Tuning/Financial-Reasoning-Gemma-3": Examples(_pair, spare=64),
-    "04-Reasoning-Tuning/Qwen3-Reasoning-Conversational": Examples(_pair, spare=64),
+    "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO": Examples(_problem, counted=False),
+    "04-Reasoning-Tuning/Financial-Reasoning-Gemma-3": Examples(_pair, spare=48),
+    # A quarter of its rows are direct answers: a prompt, a quarter of the length, and a figure.
+    "04-Reasoning-Tuning/Qwen3-Reasoning-Conversational": Examples(_pair, spare=44, fill=0.82),
 }
 LENGTHS = ("max_length", "block_size", "max_prompt_length")  # as the recipes name it
 
@@ -145,8 +166,10 @@ def rows_a_step(settings: Settings) -> int:
 
 
 def test_rows_of(settings: Settings) -> int:
-    """Return how many rows fill the largest evaluation batch of a profile."""
-    return max(TEST_BATCHES * int(settings["per_device_train_batch_size"]), LEAST_TEST_ROWS)
+    """Return how many rows fill the largest evaluation batch of a profile, within `TEST_TOKENS`."""
+    at_once = TEST_BATCHES * int(settings["per_device_train_batch_size"])
+    batch = max(at_once, int(settings.get("per_device_eval_batch_size", 0)))
+    return max(min(batch, TEST_TOKENS // length_of(settings)), LEAST_TEST_ROWS)
 
 
 def write_examples(
@@ -160,12 +183,14 @@ def write_examples(
     """Write `train.jsonl` and `test.jsonl` into `folder`; return how many rows each has.
 
     There are as many training rows as the steps take, so that none comes twice, and enough for the
-    short ones not to matter.
+    short ones not to matter. With `test_rows`, in a rehearsal, there are few rows, which come again
+    and again, and few different words: a vocabulary learned from them is small.
     """
     examples = EXAMPLES[recipe]
-    tokens = length_of(settings) - examples.spare
+    tokens = length_of(settings) - examples.spare - template_tokens(tokenizer)
+    every = 0 if test_rows else steps * rows_a_step(settings)
     counts = {
-        "train": SHOTS + max(steps * rows_a_step(settings), LEAST_ROWS),
+        "train": SHOTS + max(every, LEAST_ROWS),
         "test": test_rows or test_rows_of(settings),
     }
     # A recipe that mixes in chat takes it from the folder beside its problems.
@@ -173,7 +198,8 @@ def write_examples(
     for place, (split, count) in product(folders, counts.items()):
         place.mkdir(parents=True, exist_ok=True)
         completion = settings.get("max_completion_length", 0) - END_OF_TURN
-        writer = Writer(tokenizer, f"{recipe} {place.name} {split}", completion)
+        words = FEW_WORDS if test_rows else WORDS
+        writer = Writer(tokenizer, f"{recipe} {place.name} {split}", completion, words)
         short = SHOTS if split == "train" else 0
         lengths = [round(tokens * SHOT_SHARE)] * short + [tokens] * (count - short)
         with (place / f"{split}.jsonl").open("w", encoding="utf-8") as file:
@@ -183,11 +209,11 @@ def write_examples(
 
 
 def fill_of(recipe: str, settings: Settings, train: dict[str, Any]) -> float | None:
-    """Return which share of the allowed tokens a trained row had; None where it cannot be told.
+    """Return which share of the tokens it can have a trained row had; None where none can tell.
 
     `train` is that part of `metrics.json`.
     """
     if not EXAMPLES[recipe].counted:
         return None
     rows = int(train["steps"]) * rows_a_step(settings)
-    return int(train["tokens"]) / (rows * length_of(settings))
+    return int(train["tokens"]) / (rows * length_of(settings) * EXAMPLES[recipe].fill)

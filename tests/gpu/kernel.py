@@ -1,13 +1,18 @@
 """What happens inside the notebook's kernel before its first cell: the memory cap, and the peaks.
 
+Random weights never end an answer, so outside of training answers are cut after a few tokens; and
+the notebook asks for those packages alone that it imports.
+
 IPython executes a startup file of the run's own, which calls `begin`; the notebook stays as it is.
 Processes that the notebook launches (torchrun gives each a RANK) begin with `begin_process`.
 """
 
 import atexit
+import copy
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +31,12 @@ if "RANK" in os.environ:
     kernel.begin_process()
 """
 CAP, REPORT = "GPU_CHECK_CAP_BYTES", "GPU_CHECK_REPORT"
+PACKAGES, NEW_TOKENS = "GPU_CHECK_PACKAGES", "GPU_CHECK_NEW_TOKENS"
 
 
-def write_startup(folder: Path, report: Path, cap: int | None) -> dict[str, str]:
+def write_startup(
+    folder: Path, report: Path, cap: int | None, packages: Iterable[str], new_tokens: int
+) -> dict[str, str]:
     """Write an IPython folder and return the environment that leads a kernel to it.
 
     With the folder on PYTHONPATH each process reads its `sitecustomize` before anything else.
@@ -37,7 +45,13 @@ def write_startup(folder: Path, report: Path, cap: int | None) -> dict[str, str]
     startup.mkdir(parents=True)
     (startup / "00-gpu-check.py").write_text(STARTUP, encoding="utf-8")
     (folder / "sitecustomize.py").write_text(SITE, encoding="utf-8")
-    return {"IPYTHONDIR": str(folder), REPORT: str(report), CAP: str(cap or "")}
+    return {
+        "IPYTHONDIR": str(folder),
+        REPORT: str(report),
+        CAP: str(cap or ""),
+        PACKAGES: ",".join(packages),
+        NEW_TOKENS: str(new_tokens),
+    }
 
 
 def with_launched(report: Path) -> dict[str, Any]:
@@ -80,7 +94,60 @@ def begin(shell: Any, torch: Any = None) -> "Watch":
     watch = _watching(torch, Path(os.environ[REPORT]))
     watch.write()  # shows that the cap is in force even if the first cell kills the kernel
     shell.events.register("post_run_cell", watch.after_cell)
+    ask_for_what_is_imported(os.environ[PACKAGES].split(","))
+    shell.events.register("pre_run_cell", lambda *_: cut_answers(int(os.environ[NEW_TOKENS])))
     return watch
+
+
+def ask_for_what_is_imported(packages: list[str]) -> None:
+    """Let the notebook's check of its environment ask for these packages alone."""
+    from packaging.utils import canonicalize_name
+
+    from cookbook import profiles
+
+    every: Callable[..., list[Any]] = profiles.required_packages
+
+    def wanted(*args: Any, **named: Any) -> list[Any]:
+        return [one for one in every(*args, **named) if canonicalize_name(one.name) in packages]
+
+    profiles.required_packages = wanted
+
+
+def cut_answers(new_tokens: int) -> None:
+    """Bound what is generated outside of training, once the notebook has imported transformers.
+
+    Within training (GRPO samples there) answers are as long as the profile says: that is measured.
+    """
+    if (
+        "transformers.generation.utils" not in sys.modules
+        or "transformers.trainer" not in sys.modules
+    ):
+        return
+    from transformers import GenerationMixin, Trainer
+
+    if hasattr(GenerationMixin.generate, "cut"):
+        return
+    whole: Callable[..., Any] = GenerationMixin.generate
+    train: Callable[..., Any] = Trainer.train
+    training: list[bool] = []
+
+    def generate(self: Any, *args: Any, generation_config: Any = None, **named: Any) -> Any:
+        if generation_config is not None and generation_config.max_new_tokens and not training:
+            generation_config = copy.deepcopy(generation_config)
+            least = min(generation_config.max_new_tokens, new_tokens)
+            generation_config.max_new_tokens = least
+        return whole(self, *args, generation_config=generation_config, **named)
+
+    def trained(self: Any, *args: Any, **named: Any) -> Any:
+        training.append(True)
+        try:
+            return train(self, *args, **named)
+        finally:
+            training.pop()
+
+    generate.cut = True  # type: ignore[attr-defined]
+    GenerationMixin.generate = generate  # type: ignore[method-assign]
+    Trainer.train = trained  # type: ignore[method-assign]
 
 
 class Watch:

@@ -3,6 +3,7 @@
 A process of its own: asking CUDA makes a context, which would hold memory beside the notebook.
 """
 
+import ast
 import json
 import platform
 import subprocess
@@ -13,12 +14,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import nbformat
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from cookbook.profiles import ROOT, device_name, required_packages
+from tests.contract.repository import FOLDER_GROUPS
 
 Facts = dict[str, Any]
+
+# What executes a notebook, and what Trainer imports by itself.
+RUNS_IT = frozenset({"nbclient", "nbformat", "accelerate", "safetensors", "tensorboard"})
+MODULES = {"scikit-learn": "sklearn"}  # whose module has another name than the package
 
 
 def facts() -> Facts:
@@ -56,10 +63,31 @@ def describe() -> Facts:
     return answer
 
 
-def asked_for(group: str) -> list[str]:
-    """Return the normalised names of the packages that a recipe of `group` asks for."""
-    wanted = [*required_packages(), *required_packages(group)]
-    return sorted({canonicalize_name(one.name) for one in wanted})
+def asked_for(notebook: Path) -> list[str]:
+    """Return the normalised names of the packages that executing a notebook takes.
+
+    Of those that its group and the core ask for: what the notebook imports, what the package does
+    (`cookbook`), and what runs it. JupyterLab, for one, is for people.
+    """
+    group = FOLDER_GROUPS[notebook.parent.name]
+    cells = nbformat.read(notebook, as_version=4).cells
+    sources = ["\n".join(cell.source for cell in cells if cell.cell_type == "code")]
+    sources += [path.read_text(encoding="utf-8") for path in (ROOT / "cookbook").glob("*.py")]
+    imported = RUNS_IT.union(*map(_imported, sources))
+    names = (one.name for one in [*required_packages(), *required_packages(group)])
+    wanted = {str(canonicalize_name(name)) for name in names}
+    return sorted(name for name in wanted if MODULES.get(name, name.replace("-", "_")) in imported)
+
+
+def _imported(source: str) -> set[str]:
+    """Return the top-level modules that some code imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {one.name.partition(".")[0] for one in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module).partition(".")[0])
+    return found
 
 
 def installed(names: Iterable[str]) -> dict[str, str]:
@@ -73,9 +101,9 @@ def installed(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def missing(group: str) -> list[str]:
-    """Return the packages that a recipe of `group` asks for and that are not installed."""
-    names = asked_for(group)
+def missing(notebook: Path) -> list[str]:
+    """Return the packages that executing a notebook takes and that are not installed."""
+    names = asked_for(notebook)
     here = installed(names)
     return [name for name in names if name not in here]
 

@@ -1,7 +1,8 @@
-"""Write a model folder with random weights: `python -m tests.gpu.models <id> <folder> [--tiny]`.
+"""Write model folders with random weights: `python -m tests.gpu.models FOLDER ID... [--tiny]`.
 
 A process of its own, so that neither its memory nor its CUDA context is there any more when the
-notebook runs. Nothing is downloaded: tokenizer, chat template and token ids are those of the
+notebook runs, and one process for several models, since it takes seconds to start. It prints a line
+of JSON for each. Nothing is downloaded: tokenizer, chat template and token ids are those of the
 loopback Hub's repository (tests/hub), the sizes those of the public model.
 """
 
@@ -9,6 +10,7 @@ import argparse
 import json
 import re
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +26,6 @@ from tests.hub.repositories import REPOSITORIES
 SEED = 0
 SHARD = "2GB"
 ROOM = 1.15  # of the weights' bytes: what building them needs, with the layer in hand
-NO_ROOM = 4  # exit status
 # How the published files name weights, where transformers would write other names today.
 NAMES = {
     "gemma3": (
@@ -155,19 +156,29 @@ def _say_two_tables(path: Path) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def folder_of(name: str, root: Path) -> Path:
+    """Return where below `root` the model `name` is written."""
+    return root / Path(name).name
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=ARCHITECTURES)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="+", choices=ARCHITECTURES)
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args(arguments)
-    try:
-        count = write_model(options.name, options.folder, options.tiny)
-    except MemoryError as error:
-        print(error, file=sys.stderr)
-        return NO_ROOM
-    print(json.dumps({"parameters": count}))
+    for name in options.names:
+        started = time.monotonic()
+        try:
+            count = write_model(name, folder_of(name, options.folder), options.tiny)
+            found: dict[str, Any] = {"parameters": count}
+        except MemoryError as error:
+            found = {"no_room": str(error)}
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        found |= {"name": name, "seconds": round(time.monotonic() - started, 1)}
+        print(json.dumps(found), flush=True)
     return 0
 
 

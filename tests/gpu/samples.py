@@ -16,5 +16,5 @@ T4 = {"cuda": True, "device": "Tesla T4", "memory_bytes": 14 * GIB}
 
 def a_trial(recipe: str = FALCON, profile: str = "gpu16", **other: Any) -> Trial:
     """Return a trial of a recipe; nothing is started."""
-    settings: dict[str, Any] = {"group": "peft", "steps": 4, "cap": 15 * GIB, "timeout": 60}
+    settings: dict[str, Any] = {"steps": 4, "cap": 15 * GIB, "timeout": 60}
     return Trial(ROOT / f"{recipe}.ipynb", profile, **(settings | other))

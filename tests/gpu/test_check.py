@@ -17,7 +17,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from cookbook.profiles import ROOT
-from tests.gpu import check, examples, machine, records, trial
+from tests.gpu import check, examples, expected, machine, records, trial
+from tests.gpu.architectures import ARCHITECTURES
 from tests.gpu.records import GIB, Outcome
 from tests.gpu.samples import DISTRIBUTED, FALCON, GPT2, H100, NO_GPU
 from tests.gpu.trial import Trial
@@ -46,9 +47,19 @@ def test_versions_are_compared_with_the_lock(tmp_path: Path) -> None:
 def test_this_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     here = machine.describe()
     assert here["cuda"] == torch.cuda.is_available() and here["device"]
-    assert machine.missing("peft") == []
+    assert machine.missing(ROOT / f"{FALCON}.ipynb") == []
     monkeypatch.setenv("PATH", "")
     assert machine.driver_version() == "unknown"
+
+
+@unit
+def test_what_is_imported_is_asked_for() -> None:
+    asked = {recipe: machine.asked_for(path) for recipe, path in check.notebooks().items()}
+    for names in asked.values():
+        assert {"torch", "transformers", "nbclient", "tensorboard", "psutil"} <= set(names)
+        assert not {"jupyterlab", "nbconvert", "ipywidgets"} & set(names), "for people"
+    assert "deeplake" in asked[GPT2] and "deeplake" not in asked[DISTRIBUTED]
+    assert "rouge-score" in asked[FALCON] and "scikit-learn" in asked[REHEARSED]
 
 
 # --- Records --------------------------------------------------------------------------------
@@ -155,7 +166,7 @@ def test_one_failure_does_not_stop_the_others(
 ) -> None:
     on(H100)
 
-    def attempt(tried: Trial, _: Any) -> Outcome:
+    def attempt(tried: Trial, *_: Any) -> Outcome:
         assert tried.cap == (15 * GIB if tried.profile == "gpu16" else None)
         assert tried.steps == check.STEPS["full"]
         status: Any = "failed" if tried.profile == "gpu16" else "passed"
@@ -176,36 +187,99 @@ def test_missing_packages_are_named_and_nothing_is_recorded(
     on: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     on(H100)
-    monkeypatch.setattr(machine, "missing", lambda group: ["bitsandbytes", "trl"])
+    monkeypatch.setattr(machine, "missing", lambda notebook: ["bitsandbytes", "trl"])
     assert check.main(["--results", str(tmp_path), "--recipe", FALCON]) == 3
     said = capsys.readouterr().out
     assert "missing packages: bitsandbytes, trl (make install-peft)" in said
     assert list(tmp_path.iterdir()) == []
 
 
+# --- Time -----------------------------------------------------------------------------------
+
+
+@unit
+def test_all_trials_fit_into_twelve_minutes(capsys: pytest.CaptureFixture[str]) -> None:
+    """By bytes and operations, on an H100; and every one of them is in the plan."""
+    assert check.main(["--plan"]) == 0
+    head, *lines, last = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(check.notebooks()) * 2
+    assert [line.split()[1] for line in lines] == ["gpu80"] * 8 + ["gpu16"] * 8
+    total = float(last.split()[2])
+    assert last.startswith("16 trials: ") and 5 < total <= 12
+    assert total * 60 == pytest.approx(sum(float(line.split()[-1]) for line in lines), abs=12)
+
+
+@unit
+def test_more_bytes_and_more_operations_take_longer() -> None:
+    settings = check.settings_of(FALCON, "gpu80")
+    plain = expected.trial(settings, 4, 32)
+    assert expected.trial(settings, 4, 32, built=True).build == 0 < plain.build
+    assert expected.trial(settings, 8, 32).train == pytest.approx(2 * plain.train)
+    again = settings | {"activation_checkpointing": True}
+    assert 1 < expected.trial(again, 4, 32).train / plain.train < 4 / 3
+    assert expected.trial(settings, 4, 64).score > plain.score
+    assert expected.trial(settings, 4, 32, merges=True).score > plain.score + 10
+    full = {key: value for key, value in settings.items() if key != "lora_r"}
+    assert 1.2 < expected.trial(full, 4, 32).train / plain.train < 1.5
+    half = expected.trial(settings, 4, 32).start - expected.NOTEBOOK
+    assert half == pytest.approx(ARCHITECTURES["tiiuae/falcon-7b"].size / expected.READ)
+
+
+@unit
+def test_a_budget_leaves_out_what_would_not_end(
+    on: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is too long is passed over, and what comes after it may still fit."""
+    on(H100)
+    tried: list[tuple[str, str, int]] = []
+
+    def attempt(one: Trial, *_: Any) -> Outcome:
+        tried.append((one.recipe, one.profile, one.timeout))
+        return Outcome(one.recipe, one.profile, "passed", "")
+
+    monkeypatch.setattr(trial, "attempt", attempt)
+    arguments = ["--results", str(tmp_path), "--recipe", GPT2, REHEARSED, "--budget"]
+    assert check.main([*arguments, "40"]) == 0
+    assert [one[:2] for one in tried] == [(REHEARSED, "gpu80"), (REHEARSED, "gpu16")]
+    assert all(30 < limit <= 40 for *_, limit in tried)
+    said = capsys.readouterr().out
+    assert said.count("of --budget") == 4, "as it comes, and in the table"
+    record = json.loads(next((tmp_path / REHEARSED).glob("gpu80-*.json")).read_text())
+    assert record["seconds"]["expected"] > 10
+    tried.clear()
+    assert check.main([*arguments, "5"]) == 3 and tried == []
+
+
 # --- The rehearsal --------------------------------------------------------------------------
 
 
 @unit
-@pytest.mark.held("rehearsal")
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(one, marks=pytest.mark.held(f"rehearsal/{one}")) for one in check.notebooks()],
+)
 def test_a_rehearsal_from_end_to_end(
-    on: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    recipe: str, on: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The unmodified notebook in a real kernel, with a tiny model; nothing but the record stays."""
     on(NO_GPU)
     monkeypatch.setenv("COOKBOOK_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    notebook = ROOT / f"{REHEARSED}.ipynb"
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    notebook = ROOT / f"{recipe}.ipynb"
     before = notebook.read_bytes()
     results = tmp_path / "results"
-    arguments = ["--scale", "tiny", "--results", str(results), "--recipe", REHEARSED]
-    assert check.main([*arguments, "--profile", "gpu16"]) == 0
+    arguments = ["--scale", "tiny", "--results", str(results), "--recipe", recipe]
+    assert check.main(arguments) == 0
     assert notebook.read_bytes() == before
-    assert not list(tmp_path.glob(f"{trial.PREFIX}*")), "the model is deleted"
+    assert not list(tmp_path.glob(f"{trial.PREFIX}*")), "the models are deleted"
 
-    record = json.loads((results / REHEARSED / "gpu16-some-processor.json").read_text())
-    assert record["status"] == "passed" and record["scale"] == "tiny"
-    assert record["data"]["filled"] > examples.FULL
-    assert record["memory"]["memory_cap_bytes"] is None, "noted by the kernel; there is no GPU"
-    assert record["speed"]["steps"] == 2 and record["speed"]["tokens_per_second"] > 0
-    assert record["metrics_json"]["model"] == "opt-1.3b"
+    for profile in check.PROFILES:
+        record = json.loads((results / recipe / f"{profile}-some-processor.json").read_text())
+        assert record["status"] == "passed" and record["scale"] == "tiny"
+        filled = record["data"]["filled"]
+        assert filled is None or filled > examples.FULL
+        assert record["memory"]["memory_cap_bytes"] is None, "noted by the kernel; there is no GPU"
+        assert record["speed"]["steps"] == 2 and record["speed"]["tokens_per_second"] > 0
+        name = check.settings_of(recipe, profile)["model"]
+        assert record["metrics_json"]["model"] == Path(name).name

@@ -34,7 +34,12 @@ print(free, total)
 def take(pieces: int, folder: Path) -> subprocess.CompletedProcess[str]:
     """Take that many quarters of a GiB in a process that may have 2 GiB."""
     report = folder / "memory.json"
-    environment = os.environ | {kernel.CAP: str(2 * GIB), kernel.REPORT: str(report)}
+    environment = os.environ | {
+        kernel.CAP: str(2 * GIB),
+        kernel.REPORT: str(report),
+        kernel.PACKAGES: "torch",
+        kernel.NEW_TOKENS: "32",
+    }
     command = [sys.executable, "-c", TAKE.format(pieces=pieces)]
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
@@ -52,6 +57,41 @@ def test_the_cap_holds(tmp_path: Path) -> None:
     result = take(9, tmp_path)
     assert result.returncode != 0
     assert "out of memory" in result.stderr.lower()
+
+
+FLASH = """
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import LlamaConfig, LlamaForCausalLM
+from cookbook import gpu
+
+config = LlamaConfig(
+    vocab_size=64, hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2, pad_token_id=0,
+)
+model = LlamaForCausalLM(config).to("cuda", torch.bfloat16)
+ids = torch.randint(1, 64, (2, 64), device="cuda")
+mask = torch.ones_like(ids)
+mask[0, 40:] = 0
+labels = ids.masked_fill(mask == 0, -100)
+usual = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+assert gpu.use_flash_attention(model)
+with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # any other kernel is an error here
+    fast = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+    fast.backward()
+assert abs(float(usual) - float(fast)) < 0.01, (usual, fast)
+"""
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0),
+    reason="this card has no flash kernel",
+)
+def test_training_takes_the_flash_kernel() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", FLASH], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_rehearsal_under_the_cap(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cookbook import profiles
 from cookbook.profiles import ROOT
 from tests.gpu import kernel
 from tests.gpu.records import GIB
@@ -78,8 +79,9 @@ class Shell:
         self.events = self
 
     def register(self, event: str, hook: Callable[..., None]) -> None:
-        assert event == "post_run_cell"
-        self.hooks.append(hook)
+        assert event in ("pre_run_cell", "post_run_cell")
+        if event == "post_run_cell":
+            self.hooks.append(hook)
 
     def run_cell(self) -> None:
         for hook in self.hooks:
@@ -90,9 +92,13 @@ class Shell:
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, Shell]]:
     """A function that executes the startup file, as a kernel would, on a card that is none."""
 
+    monkeypatch.setattr(profiles, "required_packages", profiles.required_packages)
+
     def begin(card: Card, cap: int | None) -> tuple[Any, Shell]:
         fake = SimpleNamespace(cuda=card, backends=SimpleNamespace(cuda=Backends()))
-        environment = kernel.write_startup(tmp_path / "ipython", tmp_path / "memory.json", cap)
+        environment = kernel.write_startup(
+            tmp_path / "ipython", tmp_path / "memory.json", cap, ["torch"], 32
+        )
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         (startup,) = Path(environment["IPYTHONDIR"]).glob("profile_default/startup/*.py")
@@ -115,7 +121,7 @@ def found(tmp_path: Path) -> dict[str, int | None]:
 def test_a_launched_process_counts_too(tmp_path: Path) -> None:
     """torchrun's processes are watched as the kernel is; the peak is that of the largest."""
     report = tmp_path / "memory.json"
-    environment = kernel.write_startup(tmp_path / "ipython", report, 15 * GIB)
+    environment = kernel.write_startup(tmp_path / "ipython", report, 15 * GIB, ["torch"], 32)
     path = os.pathsep.join([environment["IPYTHONDIR"], str(ROOT)])
     for number in range(2):
         environment["RANK"] = str(number)
@@ -169,3 +175,51 @@ def test_the_peak_outlives_a_new_count(start: Any, tmp_path: Path) -> None:
     shell.run_cell()
     assert found(tmp_path)["peak_reserved_bytes"] == 12 * GIB
     assert found(tmp_path)["peak_allocated_bytes"] == 6 * GIB
+
+
+def test_the_notebook_asks_for_what_it_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a GPU need not have JupyterLab, nor what another recipe of the group needs."""
+    every = profiles.required_packages
+    monkeypatch.setattr(profiles, "required_packages", every)
+    present = {"torch", "transformers", "peft"}
+    versions = {name: "9.9" for name in present}
+    monkeypatch.setattr(profiles, "_installed_version", versions.get)
+    monkeypatch.setenv("COOKBOOK_ANY_VERSION", "1")
+    with pytest.raises(profiles.CookbookError, match="jupyterlab is not installed"):
+        profiles.check_environment("peft")
+    kernel.ask_for_what_is_imported(sorted(present))
+    table = profiles.check_environment("peft")
+    assert "peft" in table and "bitsandbytes" not in table
+
+
+CUT = """
+import torch
+from tests.gpu import kernel
+
+kernel.cut_answers(4)  # nothing is imported yet, so there is nothing to do
+import transformers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+model = LlamaForCausalLM(LlamaConfig(
+    vocab_size=46, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+    num_attention_heads=4, pad_token_id=0, eos_token_id=None,
+))
+settings = GenerationConfig(max_new_tokens=9, do_sample=False, pad_token_id=0, eos_token_id=None)
+
+def length():
+    ids = torch.ones(1, 3, dtype=torch.long)
+    return model.generate(ids, generation_config=settings).shape[1] - 3
+
+transformers.Trainer.train = lambda self: length()  # a training that samples
+kernel.cut_answers(4)
+kernel.cut_answers(4)
+assert (length(), transformers.Trainer.train(None), length()) == (4, 9, 4)
+assert settings.max_new_tokens == 9
+"""
+
+
+def test_answers_are_cut_outside_of_training_alone() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", CUT], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr

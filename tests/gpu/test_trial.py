@@ -17,8 +17,10 @@ import pytest
 from cookbook.profiles import ROOT
 from tests.gpu import kernel, trial
 from tests.gpu.architectures import ARCHITECTURES
-from tests.gpu.records import GIB
+from tests.gpu.process import run_logged
+from tests.gpu.records import GIB, Outcome
 from tests.gpu.samples import GPT2, H100, NO_GPU, T4, a_trial
+from tests.gpu.store import Models, NoRoom, NotBuilt
 from tests.gpu.trial import Failed, NotRun, Trial
 
 pytestmark = pytest.mark.unit
@@ -30,25 +32,35 @@ def room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100 * GIB))
 
 
+@pytest.fixture
+def models(tmp_path: Path) -> Models:
+    """A store with nothing in it."""
+    return Models(tmp_path / "models", tiny=False, environment=dict(os.environ))
+
+
 @pytest.mark.usefixtures("room")
 def test_what_is_missing_is_said_before_anything_is_built(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trial.check_possible(a_trial(), H100, tmp_path)
+    trial.check_possible(a_trial(), H100, models)
     with pytest.raises(NotRun, match="gpu80 needs a card of 40 GiB; this has 14"):
-        trial.check_possible(a_trial(profile="gpu80"), T4, tmp_path)
+        trial.check_possible(a_trial(profile="gpu80"), T4, models)
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10 * GIB))
         with pytest.raises(NotRun, match="needs 19 GiB of disk in .*, 10 are free: set TMPDIR"):
-            trial.check_possible(a_trial(), H100, tmp_path)
+            trial.check_possible(a_trial(), H100, models)
+        with pytest.raises(NotRun, match="needs 32 GiB of disk"):  # and for the merged model
+            trial.check_possible(a_trial(profile="gpu80"), H100, models)
+        models.built["tiiuae/falcon-7b"] = {}
+        trial.check_possible(a_trial(), H100, models)
     with monkeypatch.context() as patched:
         patched.setenv("COOKBOOK_OFFLINE", str(tmp_path))
         with pytest.raises(NotRun, match="general-text.*run `make offline`"):
-            trial.check_possible(a_trial(), H100, tmp_path)
+            trial.check_possible(a_trial(), H100, models)
     with monkeypatch.context() as patched:
         patched.delitem(ARCHITECTURES, "tiiuae/falcon-7b")
         with pytest.raises(NotRun, match="no configuration of tiiuae/falcon-7b"):
-            trial.check_possible(a_trial(), H100, tmp_path)
+            trial.check_possible(a_trial(), H100, models)
 
 
 def test_what_leads_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +75,8 @@ def test_what_leads_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found["COOKBOOK_ANY_VERSION"] == found["HF_HUB_OFFLINE"] == "1"
     assert found["CUDA_VISIBLE_DEVICES"] == "2", "one GPU"
     assert found[kernel.CAP] == str(15 * GIB)
+    assert found[kernel.NEW_TOKENS] == "32"
+    assert "bitsandbytes" in found[kernel.PACKAGES] and "jupyterlab" not in found[kernel.PACKAGES]
     assert not {"HF_ENDPOINT", "HF_TOKEN", "COOKBOOK_ALLOW_CPU"} & set(found)
 
     big = a_trial(profile="gpu80", cap=None)
@@ -79,23 +93,27 @@ def test_what_leads_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (Failed(f"no; see {ROOT}/runs/a.log"), "failed", "no; see runs/a.log"),
         (KeyError("train"), "failed", "KeyError: 'train'"),
         (NotRun("too little memory"), "not run", "too little memory"),
+        (NoRoom("too little disk"), "not run", "too little disk"),
+        (NotBuilt("building the model: no"), "failed", "building the model: no"),
     ],
 )
 def test_a_failure_is_an_outcome(
-    error: Exception, status: str, why: str, monkeypatch: pytest.MonkeyPatch
+    error: Exception, status: str, why: str, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folders = []
+    folders: list[Path] = []
+    kept: list[Outcome] = []
 
-    def run(_: Trial, __: Any, scratch: Path, record: dict[str, Any]) -> None:
-        (scratch / "model").mkdir()
+    def run(_: Trial, __: Any, scratch: Path, record: dict[str, Any], *___: Any) -> None:
+        (scratch / "run").mkdir()
         folders.append(scratch)
         record["known"] = 1
         raise error
 
     monkeypatch.setattr(trial, "_run", run)
-    outcome = trial.attempt(a_trial(), H100)
+    outcome = trial.attempt(a_trial(), H100, models, keep=kept.append)
     assert (outcome.status, outcome.why) == (status, why)
-    assert not folders[0].exists(), "the model is deleted"
+    assert not folders[0].exists(), "the run is deleted"
+    assert [(one.status, one.why) for one in kept] == [("failed", "was ended while it ran")]
     if status == "failed":
         assert outcome.record["known"] == 1 and outcome.record["versions"]["torch"]
 
@@ -127,7 +145,7 @@ def test_a_run_that_shows_nothing_is_a_failure(
 
 def test_a_vocabulary_that_was_not_learned_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    for rows, right in ((50_257, True), (31_000, False)):
+    for rows, right in ((50_304, True), (31_000, False)):
         (tmp_path / "model" / "config.json").write_text(json.dumps({"vocab_size": rows}))
         if right:
             trial._check(a_trial(GPT2), H100, tmp_path, GOOD)
@@ -141,7 +159,7 @@ def test_a_command_is_shown_kept_and_stopped(
 ) -> None:
     log, environment = tmp_path / "log", dict(os.environ)
     code = "import sys; print('one'); print('two', file=sys.stderr); sys.exit(3)"
-    assert trial.run_logged([sys.executable, "-c", code], environment, log, 60) == (3, "two")
+    assert run_logged([sys.executable, "-c", code], environment, log, 60) == (3, "two")
     assert log.read_text() == "one\ntwo\n" == capsys.readouterr().out
 
     # Like a kernel, the child is in a session of its own.
@@ -150,7 +168,7 @@ def test_a_command_is_shown_kept_and_stopped(
         "'import time; time.sleep(60)'], start_new_session=True); print(child.pid, flush=True); "
         "time.sleep(60)"
     )
-    status, child = trial.run_logged([sys.executable, "-c", code], environment, log, 4)
+    status, child = run_logged([sys.executable, "-c", code], environment, log, 4)
     assert status is None
     try:
         assert psutil.Process(int(child)).status() == psutil.STATUS_ZOMBIE

@@ -3,36 +3,34 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Timer
 from typing import Any, Literal
 
 import nbformat
-import psutil
 import transformers
 from transformers import AutoTokenizer
 
 from cookbook.offline import OfflineNotBuilt, offline_path
 from cookbook.profiles import ROOT, SMALL_CARD
 from cookbook.run import parameters, recipe_of
-from tests.gpu import examples, kernel, machine, models, records
+from tests.gpu import examples, kernel, machine, records
 from tests.gpu.architectures import ARCHITECTURES
+from tests.gpu.check import NEW_TOKENS, merges
+from tests.gpu.process import last_line, run_logged
 from tests.gpu.records import GIB, Outcome
+from tests.gpu.store import SPARE_DISK, Models, NoRoom, NotBuilt
 from tests.hub.repositories import REPOSITORIES
 
 Facts = dict[str, Any]
 
 PREFIX = "gpu-check-"
 TINY_ROWS = 8  # of the test split in a rehearsal
-SPARE_DISK = 6 * GIB  # beside the weights: adapters, checkpoints, the data set
 # What leads a process to other data, models or a network.
 FOREIGN = ("COOKBOOK_", "HF_", "TRANSFORMERS_", "IPYTHONDIR")
 
@@ -51,7 +49,6 @@ class Trial:
 
     notebook: Path
     profile: str
-    group: str  # of packages
     steps: int
     cap: int | None  # bytes that the process may take on the GPU; for the profile gpu16 alone
     timeout: int  # seconds for the notebook
@@ -74,7 +71,14 @@ class Trial:
         return str(self.settings["model"])
 
 
-def check_possible(trial: Trial, here: Facts, scratch: Path) -> None:
+def size_of(notebook: Path, profile: str) -> int:
+    """Bytes of the weights of a profile's model on disk; 0 where there is no such model here."""
+    trial = Trial(notebook, profile, steps=1, cap=None, timeout=0)
+    architecture = ARCHITECTURES.get(trial.model)
+    return architecture.size if architecture else 0
+
+
+def check_possible(trial: Trial, here: Facts, models: Models) -> None:
     """Raise NotRun for what can be known to be missing before anything is built."""
     model = trial.model
     if trial.recipe not in examples.EXAMPLES:
@@ -100,30 +104,55 @@ def check_possible(trial: Trial, here: Facts, scratch: Path) -> None:
         raise NotRun(
             f"gpu80 needs a card of {SMALL_CARD / GIB:.0f} GiB; this has {memory / GIB:.0f}"
         )
-    needed, free = architecture.size + SPARE_DISK, shutil.disk_usage(scratch).free
+    needed = models.size(model) + SPARE_DISK + _merged(trial)
+    free = shutil.disk_usage(models.root.parent).free
     if free < needed:
         raise NotRun(
-            f"needs {needed / GIB:.0f} GiB of disk in {scratch}, {free / GIB:.0f} are free: "
-            "set TMPDIR to a larger one"
+            f"needs {needed / GIB:.0f} GiB of disk in {models.root.parent}, {free / GIB:.0f} are "
+            "free: set TMPDIR to a larger one"
         )
 
 
-def attempt(trial: Trial, here: Facts) -> Outcome:
-    """Try it and say how it went; the model and the run are gone afterwards."""
+def _merged(trial: Trial) -> int:
+    """Bytes of the merged model that a recipe saves, where it merges its adapter."""
+    return merges(trial.recipe, trial.profile) * ARCHITECTURES[trial.model].size
+
+
+def attempt(
+    trial: Trial,
+    here: Facts,
+    models: Models,
+    later: Sequence[str] = (),
+    keep: Callable[[Outcome], object] = lambda _: None,
+) -> Outcome:
+    """Try it and say how it went; the run is gone afterwards, and its model unless needed `later`.
+
+    `keep` is given what is known each time that something more is, since the machine may be taken
+    away at any time.
+    """
     record: Facts = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "scale": trial.scale,
         "machine": here,
+        "new_tokens": NEW_TOKENS,
     }
+
+    def note() -> None:
+        keep(Outcome(trial.recipe, trial.profile, "failed", "was ended while it ran", record))
+
     try:
-        with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as scratch:
-            check_possible(trial, here, Path(scratch))
+        with tempfile.TemporaryDirectory(
+            prefix=PREFIX, dir=models.root.parent, ignore_cleanup_errors=True
+        ) as scratch:
+            check_possible(trial, here, models)
             record |= _versions(trial)
-            _run(trial, here, Path(scratch), record)
-    except NotRun as reason:
+            note()
+            _run(trial, here, Path(scratch), record, models, later, note)
+    except (NotRun, NoRoom) as reason:
         return Outcome(trial.recipe, trial.profile, "not run", str(reason))
     except Exception as error:  # the next recipe is tried all the same
-        why = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
+        said = isinstance(error, (Failed, NotBuilt))
+        why = str(error) if said else f"{type(error).__name__}: {error}"
         return Outcome(trial.recipe, trial.profile, "failed", _without_paths(why), record)
     return Outcome(trial.recipe, trial.profile, "passed", "", record)
 
@@ -134,51 +163,47 @@ def _without_paths(text: str) -> str:
 
 
 def _versions(trial: Trial) -> Facts:
-    versions = machine.installed(machine.asked_for(trial.group))
+    versions = machine.installed(machine.asked_for(trial.notebook))
     return {"versions": versions, "differs_from_lock": machine.differing(versions)}
 
 
-def _run(trial: Trial, here: Facts, scratch: Path, record: Facts) -> None:
+def _run(
+    trial: Trial,
+    here: Facts,
+    scratch: Path,
+    record: Facts,
+    models: Models,
+    later: Sequence[str],
+    note: Callable[[], None],
+) -> None:
     """Fill `record` step by step, so that a failure's record holds what was known."""
+    model, built = models.get(trial.model, later)
+    record["model"] = {"name": trial.model, "weights": "random"} | built
+    published = ARCHITECTURES[trial.model].parameters
+    if trial.scale == "full" and built["parameters"] != published:
+        raise Failed(f"the model has {built['parameters']:,} weights, the published {published:,}")
+
     started = time.monotonic()
-    model = scratch / Path(trial.model).name
-    record["model"] = {"name": trial.model, "weights": "random"}
-    record["model"]["parameters"] = _build(trial, model)
     data, rows = scratch / "data", TINY_ROWS if trial.scale == "tiny" else None
     counts = examples.write_examples(
         data, trial.recipe, trial.settings, _tokenizer(trial, model), trial.steps, rows
     )
     asked = {key: value for key, value in trial.settings.items() if key.endswith("_examples")}
     record["data"] = {"rows": counts, "instead_of": asked}
-    record["seconds"] = {"build": round(time.monotonic() - started, 1)}
+    record["seconds"] = {"data": round(time.monotonic() - started, 1)}
+    note()
 
     started = time.monotonic()
+    run = scratch / "runs" / trial.recipe / f"{trial.profile}-own"
     try:
         _execute(trial, here, scratch, model, data)
     finally:
         record["seconds"]["notebook"] = round(time.monotonic() - started, 1)
         record["memory"] = kernel.with_launched(scratch / "memory.json")
-    run = scratch / "runs" / trial.recipe / f"{trial.profile}-own"
+        record["speed"] = {"steady_seconds_per_step": records.steady_seconds(run)}
+        note()
     _take_over(trial, run, record)
     _check(trial, here, run, record)
-
-
-def _build(trial: Trial, folder: Path) -> int:
-    command = [sys.executable, "-m", "tests.gpu.models", trial.model, str(folder)]
-    command += ["--tiny"] if trial.scale == "tiny" else []
-    print(f"Building {trial.model} with random weights", flush=True)
-    result = subprocess.run(
-        command, cwd=ROOT, env=_environment(trial), capture_output=True, text=True, check=False
-    )
-    if result.returncode == models.NO_ROOM:
-        raise NotRun(result.stderr.splitlines()[-1])
-    if result.returncode:
-        raise Failed(f"building the model: {_last_line(result.stderr.splitlines())}")
-    count = int(json.loads(result.stdout.splitlines()[-1])["parameters"])
-    published = ARCHITECTURES[trial.model].parameters
-    if trial.scale == "full" and count != published:
-        raise Failed(f"the model has {count:,} weights, the published one {published:,}")
-    return count
 
 
 def _tokenizer(trial: Trial, model: Path) -> Any:
@@ -188,7 +213,7 @@ def _tokenizer(trial: Trial, model: Path) -> Any:
     return AutoTokenizer.from_pretrained(model)
 
 
-def _environment(trial: Trial) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Return this process's environment, with one GPU, without a network, and without settings."""
     kept = {
         name: value
@@ -221,20 +246,26 @@ def notebook_environment(
         cookbook["PRECISION"] = "float16"  # the card that is meant, a T4, has no bfloat16
     if not here["cuda"]:
         cookbook["ALLOW_CPU"] = "1"
-    own = _environment(trial)
-    startup = kernel.write_startup(scratch / "ipython", scratch / "memory.json", trial.cap)
+    own = environment()
+    startup = kernel.write_startup(
+        scratch / "ipython",
+        scratch / "memory.json",
+        trial.cap,
+        machine.asked_for(trial.notebook),
+        NEW_TOKENS,
+    )
     startup["PYTHONPATH"] = os.pathsep.join([str(scratch / "ipython"), own["PYTHONPATH"]])
     named = {f"COOKBOOK_{name}": value for name, value in cookbook.items()}
     return own | named | startup | {"HF_HOME": str(scratch / "hf")}
 
 
 def _execute(trial: Trial, here: Facts, scratch: Path, model: Path, data: Path) -> None:
-    environment = notebook_environment(trial, here, scratch, model, data)
+    variables = notebook_environment(trial, here, scratch, model, data)
     command = [sys.executable, "-m", "cookbook.run", str(trial.notebook)]
     kept = _kept_folder(trial)
     kept.mkdir(parents=True, exist_ok=True)
     log = kept / f"{trial.profile}.log"
-    status, last = run_logged(command, environment, log, trial.timeout)
+    status, last = run_logged(command, variables, log, trial.timeout)
     if status == 0:
         return
     stopped = next((scratch / "runs").rglob("*.failed.ipynb"), None)
@@ -250,78 +281,6 @@ def _kept_folder(trial: Trial) -> Path:
     return runs / "gpu-check" / trial.recipe
 
 
-def run_logged(
-    command: Sequence[str], environment: dict[str, str], log: Path, timeout: float
-) -> tuple[int | None, str]:
-    """Run a command, showing and keeping what it prints; return its status and last line.
-
-    The status is None where it took longer than `timeout` seconds. It and what it started, the
-    kernel among them, are ended with it, so that the GPU is free for the next.
-    """
-    last: deque[str] = deque(maxlen=20)
-    late: list[bool] = []
-    with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-
-        def stop() -> None:
-            late.append(True)
-            _end(process.pid)
-
-        timer = Timer(timeout, stop)
-        timer.start()
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                file.write(line)
-                last.append(line)
-            process.wait()
-        finally:
-            timer.cancel()
-            if late:
-                timer.join()  # what it ends is gone only then
-            if process.poll() is None:
-                _end(process.pid)
-    return (None if late else process.returncode), _last_line(last)
-
-
-def _end(pid: int) -> None:
-    """End a process that we started, and every process below it."""
-    try:
-        root = psutil.Process(pid)
-        root.suspend()  # or it could start one more between our looking and our ending
-        family = [*root.children(recursive=True), root]
-    except psutil.NoSuchProcess:
-        return
-    for one in family:
-        _signal(one, "terminate")
-    _signal(root, "resume")
-    _, alive = psutil.wait_procs(family, timeout=10)
-    for one in alive:
-        _signal(one, "kill")
-    psutil.wait_procs(alive, timeout=10)
-
-
-def _signal(process: psutil.Process, name: str) -> None:
-    try:
-        getattr(process, name)()
-    except psutil.NoSuchProcess:
-        pass
-
-
-def _last_line(lines: Sequence[str]) -> str:
-    said = [line.strip() for line in lines if line.strip()]
-    return said[-1] if said else "it said nothing"
-
-
 def error_of(notebook: Path) -> str:
     """Return the error that stopped an executed notebook in one line, or nothing."""
     cells = nbformat.read(notebook, as_version=4).cells
@@ -329,7 +288,7 @@ def error_of(notebook: Path) -> str:
     errors = [one for one in outputs if one.output_type == "error"]
     if not errors:
         return ""
-    return f"{errors[-1].ename}: {_last_line(errors[-1].evalue.splitlines())}"
+    return f"{errors[-1].ename}: {last_line(errors[-1].evalue.splitlines())}"
 
 
 def _read(path: Path) -> Facts:
@@ -346,13 +305,12 @@ def _take_over(trial: Trial, run: Path, record: Facts) -> None:
     if not metrics:
         raise Failed("the notebook ended without metrics.json")
     train = metrics["train"]
-    step = records.steady_seconds(run)
-    record["speed"] = {
+    step = record["speed"]["steady_seconds_per_step"]
+    record["speed"] |= {
         "steps": train["steps"],
         "tokens": train["tokens"],
         "seconds": train["seconds"],
         "tokens_per_second": train["tokens_per_second"],
-        "steady_seconds_per_step": step,
         "steady_tokens_per_second": train["tokens"] / train["steps"] / step if step else None,
     }
     record["data"]["filled"] = examples.fill_of(trial.recipe, trial.settings, train)
@@ -380,5 +338,5 @@ def _check(trial: Trial, here: Facts, run: Path, record: Facts) -> None:
     architecture = ARCHITECTURES[trial.model]
     if trial.scale == "full" and not architecture.weights:
         rows = _read(run / "model" / "config.json").get("vocab_size")
-        if rows != architecture.config["vocab_size"]:
-            raise Failed(f"the trained model has {rows} tokens, not the published number")
+        if rows != trial.settings["vocab_size"]:
+            raise Failed(f"the trained model has {rows} tokens, not {trial.settings['vocab_size']}")

@@ -14,6 +14,7 @@ import nbformat
 import pytest
 from pyarrow import parquet  # type: ignore[import-untyped]
 
+from cookbook.profiles import ROOT
 from tests.hub.notebooks import (
     DISTRIBUTED,
     NOTEBOOKS,
@@ -25,6 +26,7 @@ from tests.hub.notebooks import (
     name_of,
     printed,
     settings_of,
+    with_changes,
 )
 from tests.hub.repositories import REPOSITORIES
 from tests.hub.server import LoopbackHub
@@ -99,9 +101,27 @@ def test_the_notebook_runs_against_the_hub(
     assert metrics in written and runs / path.name in written
     assert [file for file in written if TOKEN.encode() in file.read_bytes()] == []
 
-    if any("BitsAndBytesConfig" in cell.source for cell in result.nb.cells):
+    four_bits = any("BitsAndBytesConfig" in cell.source for cell in result.nb.cells)
+    if four_bits and settings.get("load_in_4bit", True):
         layers = REPOSITORIES[f"models/{settings['model']}"].linear_layers
         assert f"{layers} linear layers in 4 bits" in printed(result.nb)
+
+
+@pytest.mark.held("hub/04-Reasoning-Tuning/Qwen3-Reasoning-Conversational")
+def test_a_smaller_card_loads_in_4_bits(
+    hub: LoopbackHub, lead_to: Callable[[LoopbackHub, str], Path], tmp_path: Path
+) -> None:
+    """16 bits fit on the cards that the profiles are for; the row of the table is for others."""
+    path = ROOT / "04-Reasoning-Tuning" / "Qwen3-Reasoning-Conversational.ipynb"
+    runs = lead_to(hub, "gpu16")
+    changed = with_changes(
+        path, tmp_path, {'"load_in_4bit": False,  #': '"load_in_4bit": True,  #'}
+    )
+    result = execute(changed)
+    assert complaint(result.nb) == ""
+    layers = REPOSITORIES[f"models/{settings_of(path, 'gpu16')['model']}"].linear_layers
+    assert f"{layers} linear layers in 4 bits" in printed(result.nb)
+    assert list(runs.rglob("metrics.json"))
 
 
 @pytest.mark.parametrize("path", RECIPES)

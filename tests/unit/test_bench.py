@@ -54,9 +54,36 @@ def test_medians_and_mfu() -> None:
     found = results.summary(three, WORK)
     assert found["tokens_per_second"] == 20
     assert found["tokens_per_second_of_each_round"] == [10, 50, 20]
-    assert found["mfu"] == pytest.approx(6 * 1000 * 20 / 1e9)
+    assert found["tokens_per_operation"] == 20 / 1e9
     assert found["steps_per_minute"] == 60
     assert found["rounds"] == 3
+
+
+def test_mfu_counts_what_each_kind_of_training_needs() -> None:
+    """A frozen weight needs 4 operations a token and a trained one 6; records of all ages agree."""
+    found = results.summary([run([1, 1, 1], [1, 20, 20])], WORK)
+
+    def mfu(work: str, contestant: str = "ours") -> float | None:
+        one = {"work": work, "contestants": {contestant: found}}
+        return results.mfu(one, contestant)
+
+    speed = 20 / 1e9
+    assert mfu("lora") == mfu("qlora") == mfu("lora-512") == pytest.approx(4060 * speed)
+    assert mfu("full") == pytest.approx(6000 * speed)
+    assert mfu("grpo", "defaults") == pytest.approx((8 * 1000 + 8 * 10) * speed)
+    # Not to be told: a prompt that is read once for its group, an encoder's tokens.
+    assert mfu("grpo") is mfu("seq2seq") is None
+    old = {key: value for key, value in found.items() if key != "tokens_per_operation"}
+    old["mfu"] = 6 * 1000 * speed
+    assert results.tokens_per_operation(old) == pytest.approx(speed)
+    unknown = results.record(WORK, {"ours": [run([1, 1, 1], [1, 8, 8])] * 2}, {})
+    unknown["contestants"]["bare"] = unknown["contestants"]["ours"]
+    assert "| - | 2.0 GiB |" in results.table([unknown | {"work": "seq2seq"}])
+
+
+def test_tables_that_are_only_looked_up_are_not_counted() -> None:
+    shape = contestants.GPT2
+    assert results.LOOKED_UP == {"pretrain": shape["n_positions"] * shape["n_embd"]}
 
 
 def test_ratios_are_taken_round_by_round() -> None:
@@ -227,7 +254,7 @@ def test_only_whole_records_are_kept(
 def test_what_a_failed_contestant_said_last_is_kept(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text(f"one\nImportError: {Path.home()}/x is missing\n\n", encoding="utf-8")
-    assert bench.last_line(log) == "ImportError: ~/x is missing"
+    assert results.last_line(log) == "ImportError: ~/x is missing"
 
 
 def test_a_persons_own_settings_do_not_reach_a_contestant(monkeypatch: pytest.MonkeyPatch) -> None:

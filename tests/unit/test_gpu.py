@@ -224,3 +224,8 @@ def test_through_adapters_and_trl_s_collator(
     asked = seen_by_the_kernel(monkeypatch)
     trainer.train()
     assert set(asked) == {(None, True)}
+
+
+def test_the_optimizer_is_fused_by_default(tmp_path: Path) -> None:
+    """The recipes name none: Trainer's own is the fast one."""
+    assert TrainingArguments(str(tmp_path), use_cpu=True).optim == "adamw_torch_fused"

@@ -126,7 +126,7 @@ def own(work: GpuWork, contestant: str) -> dict[str, Any]:
         chosen["max_length"] = None  # no row is longer
     if contestant == "ours-compiled" or (work.kind == "pretrain" and contestant != UNCOMPILED):
         chosen["torch_compile"] = True
-    if work.kind == "grpo" and contestant == OURS:
+    if contestant == "ours-continuous":
         pages = -(-(work.max_length + work.new_tokens) // 256)  # as in the recipe
         answers = work.rows_in_batch * work.accumulation
         chosen |= {

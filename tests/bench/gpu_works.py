@@ -161,7 +161,7 @@ FULL_SCALE = (
         "grpo",
         QWEN.model_class,
         QWEN.config,
-        (OURS, DEFAULT, "ours-generate", "ours-vllm"),
+        (OURS, DEFAULT, "ours-continuous", "ours-vllm"),
         max_length=128,
         rows_in_batch=64,
         generations=8,

@@ -72,6 +72,7 @@ def test_architecture_shows_the_newest_records() -> None:
         "bench/gpu",
         "bench/growth",
         "bench/scaling",
+        "gpu/profiles",
         "containers",
         "reliability/kills",
         "reliability/loading",

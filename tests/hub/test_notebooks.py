@@ -124,6 +124,20 @@ def test_a_smaller_card_loads_in_4_bits(
     assert list(runs.rglob("metrics.json"))
 
 
+@pytest.mark.held("hub/04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO")
+def test_grpo_samples_by_continuous_batching(
+    hub: LoopbackHub, lead_to: Callable[[LoopbackHub, str], Path], tmp_path: Path
+) -> None:
+    """As where flash-attn is installed. The adapters stay in float32, which the notebook asserts."""
+    path = ROOT / "04-Reasoning-Tuning" / "Math-Reasoning-Qwen-GRPO.ipynb"
+    runs = lead_to(hub, "gpu16")
+    there = {"elif is_flash_attn_2_available()": "elif True"}
+    result = execute(with_changes(path, tmp_path, there))
+    assert complaint(result.nb) == ""
+    assert "sampling by use_transformers_continuous_batching" in printed(result.nb)
+    assert list(runs.rglob("metrics.json"))
+
+
 @pytest.mark.parametrize("path", RECIPES)
 def test_the_fewest_rows_suffice_to_the_end(
     path: Path,

@@ -41,6 +41,7 @@ NOTEBOOKS = $(sort $(wildcard $(addsuffix /*.ipynb,$(FOLDERS))))
 
 override FOLDER := $(patsubst %/,%,$(FOLDER))
 export NB FOLDER MARK JUPYTER_PORT JUPYTER_IP RECIPE PROFILE STEPS WORK ROUNDS
+export BUDGET
 # Set on many servers and in many containers: Python would then compile torch, transformers and trl
 # anew at every start, and each notebook would begin some seven seconds later.
 unexport PYTHONDONTWRITEBYTECODE
@@ -181,9 +182,10 @@ test-hub: $(STAMP)all offline ## Walk through the GPU profiles on the CPU, again
 test-recipes: notebooks ## The same as make notebooks
 
 # Where nothing can be installed: python3 -m tests.gpu.check, with any Python that has the packages.
-gpu-check: $(STAMP)all ## Measure the recipes at full size on this machine's GPU (RECIPE=, PROFILE=, STEPS=)
+gpu-check: $(STAMP)all ## Measure the recipes at full size on this machine's GPU (RECIPE=, PROFILE=, BUDGET=)
 	@$(VENV_PYTHON) -m tests.gpu.check $(if $(RECIPE),--recipe $$RECIPE) \
-		$(if $(PROFILE),--profile $$PROFILE) $(if $(STEPS),--steps "$$STEPS")
+		$(if $(PROFILE),--profile $$PROFILE) $(if $(STEPS),--steps "$$STEPS") \
+		$(if $(BUDGET),--budget "$$BUDGET")
 
 bench: $(STAMP)all offline ## Time our training against defaults and peers, side by side (WORK=, ROUNDS=)
 	@$(VENV_PYTHON) -m tests.bench $$WORK $(if $(ROUNDS),--rounds "$$ROUNDS")

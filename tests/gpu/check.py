@@ -25,7 +25,7 @@ from tests.gpu.records import GIB, RESULTS, Outcome
 
 PROFILES = ("gpu80", "gpu16")  # in this order
 # The first step allocates and compiles, and begins with the longest rows; the others are timed.
-STEPS = {"full": 4, "tiny": 2}
+STEPS = {"full": 4, "tiny": 1}
 NEW_TOKENS = 32  # of an answer outside of training: random weights would never end one
 CAP_GIB = 15.0  # a T4 has 16 GB, of which its driver leaves about so much
 CAPPED = "gpu16"
@@ -48,7 +48,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="all recipes if none is named",
     )
     add("--profile", nargs="+", choices=PROFILES, default=PROFILES)
-    add("--steps", type=int, help="of training (default: 4; 2 for --scale tiny)")
+    add("--steps", type=int, help="of training (default: 4; 1 for --scale tiny)")
     add(
         "--cap", type=float, default=CAP_GIB, help="GiB that a gpu16 process may take (%(default)s)"
     )

@@ -280,6 +280,6 @@ def test_a_rehearsal_from_end_to_end(
         filled = record["data"]["filled"]
         assert filled is None or filled > examples.FULL
         assert record["memory"]["memory_cap_bytes"] is None, "noted by the kernel; there is no GPU"
-        assert record["speed"]["steps"] == 2 and record["speed"]["tokens_per_second"] > 0
+        assert record["speed"]["steps"] == 1 and record["speed"]["tokens_per_second"] > 0
         name = check.settings_of(recipe, profile)["model"]
         assert record["metrics_json"]["model"] == Path(name).name

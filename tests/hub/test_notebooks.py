@@ -128,7 +128,7 @@ def test_a_smaller_card_loads_in_4_bits(
 def test_grpo_samples_by_continuous_batching(
     hub: LoopbackHub, lead_to: Callable[[LoopbackHub, str], Path], tmp_path: Path
 ) -> None:
-    """As where flash-attn is installed. The adapters stay in float32, which the notebook asserts."""
+    """As with flash-attn installed. The notebook asserts that the adapters stay in float32."""
     path = ROOT / "04-Reasoning-Tuning" / "Math-Reasoning-Qwen-GRPO.ipynb"
     runs = lead_to(hub, "gpu16")
     there = {"elif is_flash_attn_2_available()": "elif True"}

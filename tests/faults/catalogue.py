@@ -341,4 +341,32 @@ FAULTS = (
             "tests/unit/test_record.py::test_the_committed_tables_are_current",
         ),
     ),
+    Fault(
+        "answers sampled without a mask",
+        "padding on the left is read as if it were text",
+        "cookbook/gpu.py",
+        swap("not plain or not torch.is_grad_enabled()", "not plain"),
+        ("tests/unit/test_gpu.py::test_scoring_and_sampling_keep_their_mask",),
+    ),
+    Fault(
+        "a sliding window without its mask",
+        "layers see further back than the model was made for",
+        "cookbook/gpu.py",
+        swap('named["mask_function"] is causal_mask_function and', "True and"),
+        ("tests/unit/test_gpu.py::test_sliding_windows_keep_their_mask[mistral]",),
+    ),
+    Fault(
+        "a processor's setting that no record depends on",
+        "a recipe is changed, and its record still holds the proof",
+        "cookbook/processor.py",
+        swap("asked = {\"== 'cpu'\": True, \"!= 'cpu'\": False}", "asked = {\"== 'cpu'\": False}"),
+        ("tests/unit/test_processor.py::test_what_a_gpu_alone_runs_is_as_if_it_were_not_there",),
+    ),
+    Fault(
+        "a GPU check that waits for JupyterLab",
+        "minutes on a GPU are lost for a package that nothing imports",
+        "tests/gpu/kernel.py",
+        swap("profiles.required_packages = wanted", "pass"),
+        ("tests/gpu/test_kernel.py::test_the_notebook_asks_for_what_it_imports",),
+    ),
 )

@@ -35,7 +35,6 @@ from cookbook.run import recipe_of
 RESULTS = ROOT / "results"
 GROUPS = ("full-finetuning", "peft", "instruction-tuning", "reasoning", "dev")
 RECIPES = tuple(recipe_of(path) for path in record.notebooks())
-REHEARSED = "03-Instruction-Tuning/Financial-Sentiment-OPT"
 KILLED = ("01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning", "02-PEFT/Falcon-7B-LoRA")
 
 
@@ -159,9 +158,12 @@ def _hub(recipe: str) -> dict[str, Any]:
 
 
 def _rehearsal(recipe: str) -> dict[str, Any]:
+    steps = ("architectures", "check", "examples", "kernel", "machine", "models", "process")
+    check = (*steps, "records", "samples", "store", "trial", "test_rehearsal")
     helpers = ("data_sets", "endings", "models", "repositories", "texts", "tokenizing")
     return {
-        **_files("tests/gpu/*.py", *(f"tests/hub/{name}.py" for name in helpers)),
+        **_files(*(f"tests/gpu/{name}.py" for name in check)),
+        **_files(*(f"tests/hub/{name}.py" for name in helpers)),
         **_notebooks([recipe], gpu=True),
         **_lock(),
     }

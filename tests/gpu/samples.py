@@ -8,6 +8,7 @@ from tests.gpu.trial import Trial
 
 FALCON = "02-PEFT/Falcon-7B-LoRA"
 DISTRIBUTED = "01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning"
+OPT = "03-Instruction-Tuning/Financial-Sentiment-OPT"
 GPT2 = "01-Full-Fine-Tuning/GPT-2-From-Scratch"
 NO_GPU = {"cuda": False, "device": "Some Processor"}
 H100 = {"cuda": True, "device": "NVIDIA H100 80GB HBM3", "memory_bytes": 80 * GIB}

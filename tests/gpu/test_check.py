@@ -1,4 +1,4 @@
-"""The GPU check as far as a CPU allows: machine, records, command, and one rehearsal.
+"""The GPU check as far as a CPU allows: machine, records, command, time.
 
 What needs a CUDA GPU is in test_cuda.py.
 """
@@ -6,7 +6,6 @@ What needs a CUDA GPU is in test_cuda.py.
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +16,11 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from cookbook.profiles import ROOT
-from tests.gpu import check, examples, expected, machine, records, trial
+from tests.gpu import check, expected, machine, records, trial
 from tests.gpu.architectures import ARCHITECTURES
 from tests.gpu.records import GIB, Outcome
-from tests.gpu.samples import DISTRIBUTED, FALCON, GPT2, H100, NO_GPU
+from tests.gpu.samples import DISTRIBUTED, FALCON, GPT2, H100, NO_GPU, OPT
 from tests.gpu.trial import Trial
-from tests.proofs import REHEARSED
 
 unit = pytest.mark.unit
 
@@ -59,7 +57,7 @@ def test_what_is_imported_is_asked_for() -> None:
         assert {"torch", "transformers", "nbclient", "tensorboard", "psutil"} <= set(names)
         assert not {"jupyterlab", "nbconvert", "ipywidgets"} & set(names), "for people"
     assert "deeplake" in asked[GPT2] and "deeplake" not in asked[DISTRIBUTED]
-    assert "rouge-score" in asked[FALCON] and "scikit-learn" in asked[REHEARSED]
+    assert "rouge-score" in asked[FALCON] and "scikit-learn" in asked[OPT]
 
 
 # --- Records --------------------------------------------------------------------------------
@@ -238,48 +236,13 @@ def test_a_budget_leaves_out_what_would_not_end(
         return Outcome(one.recipe, one.profile, "passed", "")
 
     monkeypatch.setattr(trial, "attempt", attempt)
-    arguments = ["--results", str(tmp_path), "--recipe", GPT2, REHEARSED, "--budget"]
+    arguments = ["--results", str(tmp_path), "--recipe", GPT2, OPT, "--budget"]
     assert check.main([*arguments, "40"]) == 0
-    assert [one[:2] for one in tried] == [(REHEARSED, "gpu80"), (REHEARSED, "gpu16")]
+    assert [one[:2] for one in tried] == [(OPT, "gpu80"), (OPT, "gpu16")]
     assert all(30 < limit <= 40 for *_, limit in tried)
     said = capsys.readouterr().out
     assert said.count("of --budget") == 4, "as it comes, and in the table"
-    record = json.loads(next((tmp_path / REHEARSED).glob("gpu80-*.json")).read_text())
+    record = json.loads(next((tmp_path / OPT).glob("gpu80-*.json")).read_text())
     assert record["seconds"]["expected"] > 10
     tried.clear()
     assert check.main([*arguments, "5"]) == 3 and tried == []
-
-
-# --- The rehearsal --------------------------------------------------------------------------
-
-
-@unit
-@pytest.mark.parametrize(
-    "recipe",
-    [pytest.param(one, marks=pytest.mark.held(f"rehearsal/{one}")) for one in check.notebooks()],
-)
-def test_a_rehearsal_from_end_to_end(
-    recipe: str, on: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The unmodified notebook in a real kernel, with a tiny model; nothing but the record stays."""
-    on(NO_GPU)
-    monkeypatch.setenv("COOKBOOK_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    notebook = ROOT / f"{recipe}.ipynb"
-    before = notebook.read_bytes()
-    results = tmp_path / "results"
-    arguments = ["--scale", "tiny", "--results", str(results), "--recipe", recipe]
-    assert check.main(arguments) == 0
-    assert notebook.read_bytes() == before
-    assert not list(tmp_path.glob(f"{trial.PREFIX}*")), "the models are deleted"
-
-    for profile in check.PROFILES:
-        record = json.loads((results / recipe / f"{profile}-some-processor.json").read_text())
-        assert record["status"] == "passed" and record["scale"] == "tiny"
-        filled = record["data"]["filled"]
-        assert filled is None or filled > examples.FULL
-        assert record["memory"]["memory_cap_bytes"] is None, "noted by the kernel; there is no GPU"
-        assert record["speed"]["steps"] == 1 and record["speed"]["tokens_per_second"] > 0
-        name = check.settings_of(recipe, profile)["model"]
-        assert record["metrics_json"]["model"] == Path(name).name

@@ -9,9 +9,8 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tests.gpu import examples
-from tests.gpu.samples import DISTRIBUTED, FALCON, GPT2
+from tests.gpu.samples import DISTRIBUTED, FALCON, GPT2, OPT
 from tests.hub.repositories import REPOSITORIES
-from tests.proofs import REHEARSED
 
 pytestmark = pytest.mark.unit
 
@@ -32,7 +31,7 @@ COLUMNS = {
     GPT2: {"text"},
     DISTRIBUTED: {"prompt", "completion"},
     FALCON: {"prompt", "completion"},
-    REHEARSED: {"text", "label"},
+    OPT: {"text", "label"},
     "03-Instruction-Tuning/Summarization-FLAN-T5": {"document", "summary"},
     "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO": {"prompt", "completion", "answer"},
     "04-Reasoning-Tuning/Financial-Reasoning-Gemma-3": {"prompt", "completion"},

@@ -152,7 +152,11 @@ def expected_seconds(recipe: str, profile: str, options: argparse.Namespace, mod
     settings = settings_of(recipe, profile)
     built = settings["model"] in models.built
     steps = options.steps or STEPS[options.scale]
-    return expected.trial(settings, steps, NEW_TOKENS, built, merges(recipe, profile)).total
+    try:
+        found = expected.trial(settings, steps, NEW_TOKENS, built, merges(recipe, profile))
+    except LookupError:  # a new recipe or model: the trial says what is missing
+        return 0.0
+    return found.total
 
 
 def merges(recipe: str, profile: str) -> bool:
@@ -169,7 +173,11 @@ def plan(queue: list[tuple[str, str]], steps: int) -> str:
     for recipe, profile in queue:
         settings = settings_of(recipe, profile)
         built = settings["model"] in seen
-        found = expected.trial(settings, steps, NEW_TOKENS, built, merges(recipe, profile))
+        try:
+            found = expected.trial(settings, steps, NEW_TOKENS, built, merges(recipe, profile))
+        except LookupError as missing:
+            lines.append(f"{recipe:<52} {profile}  not known: {missing}")
+            continue
         seen.add(settings["model"])
         total += found.total
         parts = (found.build, found.start, found.train, found.score, found.total)

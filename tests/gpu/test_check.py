@@ -208,6 +208,16 @@ def test_all_trials_fit_into_twelve_minutes(capsys: pytest.CaptureFixture[str]) 
 
 
 @unit
+def test_a_model_that_is_not_known_stops_no_plan(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(ARCHITECTURES, "tiiuae/falcon-7b")
+    assert check.main(["--plan"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert sum("not known: 'tiiuae/falcon-7b'" in line for line in said) == 2 and len(said) == 18
+
+
+@unit
 def test_more_bytes_and_more_operations_take_longer() -> None:
     settings = check.settings_of(FALCON, "gpu80")
     plain = expected.trial(settings, 4, 32)

@@ -103,8 +103,9 @@ def test_a_failure_is_an_outcome(
     folders: list[Path] = []
     kept: list[Outcome] = []
 
-    def run(_: Trial, __: Any, scratch: Path, record: dict[str, Any], *___: Any) -> None:
+    def run(_: Trial, __: Any, scratch: Path, record: dict[str, Any], *more: Any) -> None:
         (scratch / "run").mkdir()
+        more[-1]()
         folders.append(scratch)
         record["known"] = 1
         raise error

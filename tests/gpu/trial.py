@@ -146,7 +146,6 @@ def attempt(
         ) as scratch:
             check_possible(trial, here, models)
             record |= _versions(trial)
-            note()
             _run(trial, here, Path(scratch), record, models, later, note)
     except (NotRun, NoRoom) as reason:
         return Outcome(trial.recipe, trial.profile, "not run", str(reason))
@@ -179,6 +178,7 @@ def _run(
     """Fill `record` step by step, so that a failure's record holds what was known."""
     model, built = models.get(trial.model, later)
     record["model"] = {"name": trial.model, "weights": "random"} | built
+    note()  # not before: what could not be built was not run, and leaves no record
     published = ARCHITECTURES[trial.model].parameters
     if trial.scale == "full" and built["parameters"] != published:
         raise Failed(f"the model has {built['parameters']:,} weights, the published {published:,}")

@@ -20,15 +20,23 @@ def code_for_cpu(source: str, package: str = "") -> str:
     nor in `package`, the text of what it calls. Where `on_gpu` is anything but
     `torch.cuda.is_available()` all branches stay.
     """
-    if _ASSIGNED.findall(source) == [_ASKED] and _stores(source) == 1:
+    if _ASSIGNED.findall(source) == [_ASKED] and _says_so_once(source):
         while (edit := _next_edit(source)) is not None:
             source = _replaced(source, *edit)
     return _own_column(source, package)
 
 
-def _stores(source: str) -> int:
-    names = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name))
-    return sum(node.id == DOOR and isinstance(node.ctx, ast.Store) for node in names)
+def _says_so_once(source: str) -> bool:
+    """Tell whether nothing but one line says what `on_gpu` is, and none what the profile is."""
+    said = 0
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name):
+            said += node.id == DOOR and not isinstance(node.ctx, ast.Load)
+        elif isinstance(node, (ast.arg, ast.alias)):
+            said += DOOR in (getattr(node, "arg", ""), getattr(node, "asname", ""))
+        elif isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            said += 2 * (node.attr == "profile")
+    return said == 1
 
 
 def _known(test: ast.expr) -> bool | None:
@@ -135,9 +143,13 @@ def _own_column(source: str, package: str) -> str:
         if _text(source, statement.targets[0]) != "PROFILES":
             continue
         column = _items(statement.value).get("cpu")
-        if not isinstance(column, ast.Dict):
+        rest = _replaced(source, statement, "pass")
+        names = (node for node in ast.walk(ast.parse(rest)) if isinstance(node, ast.Name))
+        once = sum(node.id == "PROFILES" for node in names) == 1  # to choose from
+        whole = not once or re.search(r"\bvars\(config|\bconfig\.__dict__", rest)
+        if whole or not isinstance(column, ast.Dict):
             continue
-        rest = _replaced(source, statement, "pass") + package
+        rest += package
         rows = [
             f'"{key}": {_text(source, value)},'
             for key, value in _items(column).items()

@@ -68,14 +68,21 @@ def test_of_a_branch_only_what_is_taken_counts(
     assert reduced(code.replace(*for_both)) != before
 
 
-@pytest.mark.parametrize("door", ["on_gpu = True\n", DOOR + "on_gpu = x\n", DOOR + DOOR, ""])
+@pytest.mark.parametrize(
+    "door",
+    [
+        *("on_gpu = True\n", DOOR + "on_gpu = x\n", DOOR + DOOR, ""),
+        *(DOOR + "def f(on_gpu):\n    pass\n", DOOR + "import a as on_gpu\n"),
+        *(DOOR + "for on_gpu in a:\n    pass\n", DOOR + "config.profile = 'gpu16'\n"),
+    ],
+)
 def test_another_door_hides_nothing(door: str) -> None:
     first, second = (code_for_cpu(f"{door}if on_gpu:\n    a({one})\n") for one in (1, 2))
     assert first != second
 
 
 def test_other_columns_do_not_count() -> None:
-    use = "f(config.steps, config.rate)\n"
+    use = "f(config.steps, config.rate, PROFILES)\n"
     before = reduced(TABLE.format('"rate": 3', '"rate": 4') + use)
     assert reduced(TABLE.format('"rate": 3', '"rate": 5') + use) == before
     assert reduced(TABLE.format('"rate": 5', '"rate": 4') + use) != before
@@ -83,8 +90,16 @@ def test_other_columns_do_not_count() -> None:
 
 def test_a_row_counts_where_something_that_runs_names_it() -> None:
     plain, more = TABLE.format("", ""), TABLE.format('"fused": False', '"fused": True')
-    use = "f(config.steps)\n"
+    use = "f(config.steps, PROFILES)\n"
     for_gpu = use + "if on_gpu:\n    g(config.fused)\n"
     assert reduced(more + for_gpu) == reduced(plain + use)
     assert reduced(more + use, package="return settings.fused") != reduced(plain + use)
     assert reduced(more + use + "g(config.fused)") != reduced(plain + use + "g(config.fused)")
+
+
+@pytest.mark.parametrize("use", ["f(PROFILES['gpu16'])", "f(**vars(config))", "config.__dict__"])
+def test_a_table_that_is_read_as_a_whole_counts_as_a_whole(use: str) -> None:
+    use = f"config = choose_profile(PROFILES)\n{use}\n"
+    before = reduced(TABLE.format('"rate": 3', '"rate": 4') + use)
+    assert reduced(TABLE.format('"rate": 3', '"rate": 5') + use) != before
+    assert reduced(TABLE.format('"rate": 5', '"rate": 4') + use) != before

@@ -1,10 +1,11 @@
 """What a training needs on a GPU to be fast, and a processor does not."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from cookbook.profiles import CookbookError
@@ -25,8 +26,8 @@ def use_flash_attention(model: PreTrainedModel, blocks: bool = False) -> bool:
     stays the same. Sliding windows and packed rows keep theirs, and so does all scoring and
     sampling, which may pad on the left.
 
-    With `blocks` there is no mask ever: for rows without padding. Under `torch.compile`
-    transformers would build one, since it cannot look at positions while it traces.
+    With `blocks` rows have no padding and are not packed, so that no mask is built while training
+    under `torch.compile` either, where transformers cannot look at positions.
 
     Architectures not in `PROVEN` are left as they are. Training raises `CookbookError` where rows
     are padded on the left.
@@ -37,11 +38,55 @@ def use_flash_attention(model: PreTrainedModel, blocks: bool = False) -> bool:
     proven = config.model_type in PROVEN and config._attn_implementation == "sdpa"
     if not proven or (blocks and windows):
         return False
-    AttentionInterface.register(PADDED, sdpa_attention_forward)
+    AttentionInterface.register(PADDED, _attention)
     AttentionMaskInterface.register(PADDED, _mask_unless_training)
-    AttentionInterface.register(BLOCKS, sdpa_attention_forward)  # unknown to masks, so without any
+    AttentionInterface.register(BLOCKS, _attention)
+    AttentionMaskInterface.register(BLOCKS, _no_mask_in_training)
     model.set_attn_implementation(BLOCKS if blocks else PADDED)
     return True
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **named: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend as transformers' `sdpa` does, queries (batch, heads, length, size).
+
+    Without a mask `sdpa` leaves it to the kernel that several heads share keys and values, which
+    the flash kernel can and the one for older cards and for float32 cannot: PyTorch would fall
+    back to plain products, and keep every score for the backward pass. There they are repeated.
+    """
+    groups = int(getattr(module, "num_key_value_groups", 1))
+    asked: Any = module
+    if attention_mask is None and groups > 1 and query.shape[2] > 1 and not _flash_can(query):
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+        asked = SimpleNamespace(is_causal=getattr(module, "is_causal", True))
+    found: tuple[torch.Tensor, None] = sdpa_attention_forward(
+        asked, query, key, value, attention_mask, **named
+    )
+    return found
+
+
+def _flash_can(query: torch.Tensor) -> bool:
+    """Tell whether PyTorch's flash kernel runs on this device and in this precision."""
+    return bool(
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and torch.backends.cuda.flash_sdp_enabled()
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+def _no_mask_in_training(
+    attention_mask: torch.Tensor | None = None, **named: Any
+) -> torch.Tensor | None:
+    if torch.is_grad_enabled():
+        return None
+    return sdpa_mask(attention_mask=attention_mask, **named)
 
 
 def _mask_unless_training(
@@ -52,7 +97,7 @@ def _mask_unless_training(
     if not plain or not torch.is_grad_enabled() or named["q_length"] != named["kv_length"]:
         return sdpa_mask(attention_mask=attention_mask, **named)
     # Looking at a tensor's content waits for the GPU, a fraction of a millisecond in each step.
-    if attention_mask is not None and not attention_mask[:, 0].all():
+    if attention_mask is not None and (attention_mask[:, 1:] > attention_mask[:, :-1]).any():
         raise CookbookError(
             "Rows are padded on the left, where attention without a mask would see the padding. "
             'Set `tokenizer.padding_side = "right"` for training.'

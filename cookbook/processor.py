@@ -6,12 +6,15 @@ training on a processor again, and what a processor runs cannot be changed unsee
 
 import ast
 import re
+from functools import cache
 
 DOOR = "on_gpu"  # by this name the notebooks tell the two apart
 _ASSIGNED = re.compile(rf"^{DOOR} = (.*)$", re.MULTILINE)
 _ASKED = "torch.cuda.is_available()"
+_MIGHTY = {"globals", "setattr", "exec", "eval"}  # could give any name another value
 
 
+@cache
 def code_for_cpu(source: str, package: str = "") -> str:
     """Return a notebook's code as the profile `cpu` runs it where `on_gpu` is false.
 
@@ -27,16 +30,25 @@ def code_for_cpu(source: str, package: str = "") -> str:
 
 
 def _says_so_once(source: str) -> bool:
-    """Tell whether nothing but one line says what `on_gpu` is, and none what the profile is."""
-    said = 0
+    """Tell whether one line alone says what `on_gpu` is, and one what `config` is.
+
+    What could say it otherwise, or change what is asked, makes it no.
+    """
+    said: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Name):
-            said += node.id == DOOR and not isinstance(node.ctx, ast.Load)
-        elif isinstance(node, (ast.arg, ast.alias)):
-            said += DOOR in (getattr(node, "arg", ""), getattr(node, "asname", ""))
+            said += [node.id] * (not isinstance(node.ctx, ast.Load) or node.id in _MIGHTY)
         elif isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
-            said += 2 * (node.attr == "profile")
-    return said == 1
+            said += 2 * ["config"] * (node.attr in ("profile", "is_available"))
+        elif isinstance(node, ast.alias):
+            said.append(node.asname or node.name)
+        elif isinstance(node, (ast.Global, ast.Nonlocal)):
+            said += node.names
+        elif isinstance(node, ast.arg):
+            said.append(node.arg)
+        else:  # functions, classes, exceptions, patterns
+            said.append(str(getattr(node, "name", "")))
+    return said.count(DOOR) == 1 and said.count("config") <= 1 and not _MIGHTY & set(said)
 
 
 def _known(test: ast.expr) -> bool | None:
@@ -65,10 +77,11 @@ def _next_edit(source: str) -> Edit | None:
         if isinstance(node, ast.IfExp) and (known := _known(node.test)) is not None:
             return node, _text(source, node.body if known else node.orelse)
         if isinstance(node, ast.BoolOp) and _known(node.values[0]) == isinstance(node.op, ast.And):
-            rest = _span(source, node.values[1])[0], _span(source, node.values[-1])[1]
-            return node, source.encode()[slice(*rest)].decode()
+            rest = ast.BoolOp(node.op, node.values[1:]) if node.values[2:] else node.values[1]
+            return node, ast.unparse(rest)
         if isinstance(node, ast.If) and (known := _known(node.test)) is not None:
-            return node, _taken(source, node, known)
+            if not _text(source, node).startswith("elif"):  # part of a chain, which stays whole
+                return node, _taken(source, node, known)
         if isinstance(node, ast.Call):
             for keyword in node.keywords:
                 if isinstance(keyword.value, ast.Dict) and not (keyword.arg or keyword.value.keys):
@@ -84,9 +97,13 @@ def _taken(source: str, node: ast.If, known: bool) -> str:
     if isinstance(body[0], ast.If) and _text(source, body[0]).startswith("elif"):
         return _text(source, body[0]).removeprefix("el")
     start, end = _span(source, body[0])[0], _span(source, body[-1])[1]
-    deeper = " " * (body[0].col_offset - node.col_offset)
-    indent = "\n" + " " * node.col_offset
-    return source.encode()[start:end].decode().replace(indent + deeper, indent)
+    text = source.encode()[start:end].decode()
+    indent, deeper = "\n" + " " * node.col_offset, " " * (body[0].col_offset - node.col_offset)
+    strings = (ast.Constant, ast.JoinedStr)
+    inner = [one for part in body for one in ast.walk(part) if isinstance(one, strings)]
+    if any(one.end_lineno != one.lineno for one in inner):  # whose lines are not to be moved
+        return f"if True:{indent}{deeper}{text}"
+    return text.replace(indent + deeper, indent)
 
 
 def _text(source: str, node: ast.AST) -> str:
@@ -145,8 +162,11 @@ def _own_column(source: str, package: str) -> str:
         column = _items(statement.value).get("cpu")
         rest = _replaced(source, statement, "pass")
         names = (node for node in ast.walk(ast.parse(rest)) if isinstance(node, ast.Name))
-        once = sum(node.id == "PROFILES" for node in names) == 1  # to choose from
-        whole = not once or re.search(r"\bvars\(config|\bconfig\.__dict__", rest)
+        once = sum(node.id == "PROFILES" for node in names) == 1
+        chosen = once and re.search(
+            r"^config = choose_profile\(\s*PROFILES\s*,?\s*\)", rest, re.MULTILINE
+        )
+        whole = not chosen or re.search(r"\bvars\(config|\bconfig\.__dict__", rest)
         if whole or not isinstance(column, ast.Dict):
             continue
         rest += package

@@ -21,6 +21,7 @@ from statistics import fmean
 from typing import Any
 
 import nbformat
+import torch
 
 from cookbook import proof
 from cookbook.profiles import ROOT, CookbookError
@@ -63,13 +64,15 @@ def record(notebook: Path, seed: int) -> Path:
         environment = os.environ | {"COOKBOOK_SEED": str(seed), "COOKBOOK_RUNS": runs}
         command = [sys.executable, "-m", "cookbook.run", str(notebook)]
         before = proof.code_digest(nbformat.read(notebook, as_version=4))
-        digests, started = proof.digests(recipe), time.monotonic()
+        # Other profiles, and a GPU, run what the digests for a processor leave out.
+        gpu = torch.cuda.is_available() or os.environ.get("COOKBOOK_PROFILE", "cpu") != "cpu"
+        digests, started = proof.digests(recipe, gpu=gpu), time.monotonic()
         subprocess.run(command, check=True, env=environment, cwd=ROOT)
         seconds = round(time.monotonic() - started, 1)
         source = next(Path(runs, recipe).glob("*/metrics.json"))
         executed = nbformat.read(source.with_name(notebook.name), as_version=4)
         proof.forget()
-        changed = proof.changes(digests, proof.digests(recipe))
+        changed = proof.changes(digests, proof.digests(recipe, gpu=gpu))
         if changed or proof.code_digest(executed) != before:
             what = ", ".join(changed) or "notebook"
             raise CookbookError(f"{recipe} was changed while it ran ({what}): record it again.")

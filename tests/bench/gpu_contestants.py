@@ -60,6 +60,7 @@ def load(work: GpuWork, contestant: str) -> Any:
     config = dict(work.config)
     if work.kind == "pretrain" and contestant != DEFAULT:  # the recipe's choice
         config |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        config["vocab_size"] = 64 * -(-config["vocab_size"] // 64)
     dtype = torch.bfloat16 if work.adapted else torch.float32
     model = build(work.model_class, config, dtype, "cuda" if on_gpu() else "cpu")
     if work.kind == "qlora":

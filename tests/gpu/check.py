@@ -27,6 +27,7 @@ PROFILES = ("gpu80", "gpu16")  # in this order
 # The first step allocates and compiles, and begins with the longest rows; the others are timed.
 STEPS = {"full": 4, "tiny": 1}
 NEW_TOKENS = 32  # of an answer outside of training: random weights would never end one
+LEAST = 20.0  # seconds: less than processes and imports take
 CAP_GIB = 15.0  # a T4 has 16 GB, of which its driver leaves about so much
 CAPPED = "gpu16"
 
@@ -119,8 +120,9 @@ def _all(
         later = [settings_of(*after)["model"] for after in queue[place + 1 :]]
         left = (options.budget or float("inf")) - (time.monotonic() - started)
         needed = expected_seconds(recipe, profile, options, models)
-        if needed > left:
-            why = f"needs about {needed:.0f} s, and {max(0.0, left):.0f} are left of --budget"
+        if max(needed, LEAST) > left:
+            least, rest = max(needed, LEAST), max(0.0, left)
+            why = f"needs about {least:.0f} s, and {rest:.0f} are left of --budget"
             outcomes.append(Outcome(recipe, profile, "not run", why))
             print(why, flush=True)
             continue
@@ -153,7 +155,7 @@ def expected_seconds(recipe: str, profile: str, options: argparse.Namespace, mod
     built = settings["model"] in models.built
     steps = options.steps or STEPS[options.scale]
     try:
-        found = expected.trial(settings, steps, NEW_TOKENS, built, merges(recipe, profile))
+        found = expected.trial(settings, profile, steps, NEW_TOKENS, built, merges(recipe, profile))
     except LookupError:  # a new recipe or model: the trial says what is missing
         return 0.0
     return found.total
@@ -174,7 +176,9 @@ def plan(queue: list[tuple[str, str]], steps: int) -> str:
         settings = settings_of(recipe, profile)
         built = settings["model"] in seen
         try:
-            found = expected.trial(settings, steps, NEW_TOKENS, built, merges(recipe, profile))
+            found = expected.trial(
+                settings, profile, steps, NEW_TOKENS, built, merges(recipe, profile)
+            )
         except LookupError as missing:
             lines.append(f"{recipe:<52} {profile}  not known: {missing}")
             continue

@@ -26,10 +26,11 @@ NAME = "gpu/profiles"
 
 
 def records(folder: Path = RESULTS) -> list[Record]:
-    """Return the records of checks at full size that passed, the newest last."""
+    """Return the records of checks at full size that passed and timed a step, the newest last."""
     paths = [path for path in folder.rglob("*.json") if not path.name.endswith(".failed.json")]
     found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     whole = [one for one in found if one["status"] == "passed" and one["scale"] == "full"]
+    whole = [one for one in whole if one["speed"]["steady_seconds_per_step"]]  # two steps time none
     return sorted(whole, key=lambda one: (str(one["date"]), str(one["machine"]["device"])))
 
 

@@ -56,6 +56,22 @@ class Models:
         """Bytes that building a model would add."""
         return 0 if self.tiny or name in self.built else ARCHITECTURES[name].size
 
+    def held(self, name: str) -> int:
+        """Bytes of what is built, other than this model."""
+        others = [] if self.tiny else [one for one in self.built if one != name]
+        return sum(ARCHITECTURES[one].size for one in others)
+
+    def make_room(self, needed: int, name: str) -> None:
+        """Forget models that only later trials need, until `needed` bytes are free.
+
+        What `name` itself takes, if it is built, counts as free.
+        """
+        for other in [one for one in self.built if one != name]:
+            own = ARCHITECTURES[name].size if name in self.built else 0
+            if self.tiny or shutil.disk_usage(self.root).free + own >= needed:
+                return
+            self._forget_all_but({*self.built} - {other})
+
     def get(self, name: str, later: Sequence[str] = ()) -> tuple[Path, dict[str, Any]]:
         """Return a model's folder, and its `parameters` and `seconds` of building.
 
@@ -74,7 +90,8 @@ class Models:
 
     def _that_fit(self, names: Sequence[str]) -> list[str]:
         self.root.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.root).free - SPARE_DISK
+        # Room stays for the largest of them, which a run may also write once more, merged.
+        free = shutil.disk_usage(self.root).free - SPARE_DISK - max(map(self.size, names))
         chosen: list[str] = []
         for name in dict.fromkeys(names):
             if name not in self.built and (not chosen or self.size(name) <= free):

@@ -220,16 +220,16 @@ def test_a_model_that_is_not_known_stops_no_plan(
 @unit
 def test_more_bytes_and_more_operations_take_longer() -> None:
     settings = check.settings_of(FALCON, "gpu80")
-    plain = expected.trial(settings, 4, 32)
-    assert expected.trial(settings, 4, 32, built=True).build == 0 < plain.build
-    assert expected.trial(settings, 8, 32).train == pytest.approx(2 * plain.train)
+    plain = expected.trial(settings, "gpu80", 4, 32)
+    assert expected.trial(settings, "gpu80", 4, 32, built=True).build == 0 < plain.build
+    assert expected.trial(settings, "gpu80", 8, 32).train == pytest.approx(2 * plain.train)
     again = settings | {"activation_checkpointing": True}
-    assert 1 < expected.trial(again, 4, 32).train / plain.train < 4 / 3
-    assert expected.trial(settings, 4, 64).score > plain.score
-    assert expected.trial(settings, 4, 32, merges=True).score > plain.score + 10
+    assert 1 < expected.trial(again, "gpu80", 4, 32).train / plain.train < 4 / 3
+    assert expected.trial(settings, "gpu80", 4, 64).score > plain.score
+    assert expected.trial(settings, "gpu80", 4, 32, merges=True).score > plain.score + 10
     full = {key: value for key, value in settings.items() if key != "lora_r"}
-    assert 1.2 < expected.trial(full, 4, 32).train / plain.train < 1.5
-    half = expected.trial(settings, 4, 32).start - expected.NOTEBOOK
+    assert 1.2 < expected.trial(full, "gpu80", 4, 32).train / plain.train < 1.5
+    half = expected.trial(settings, "gpu80", 4, 32).start - expected.NOTEBOOK
     assert half == pytest.approx(ARCHITECTURES["tiiuae/falcon-7b"].size / expected.READ)
 
 

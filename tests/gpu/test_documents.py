@@ -51,6 +51,8 @@ def test_a_record_is_drawn(tmp_path: Path) -> None:
     records.write(failed, "Some Card", tmp_path)
     rehearsed = Outcome(GPT2, "gpu80", "passed", "", a_record().record | {"scale": "tiny"})
     records.write(rehearsed, "Some Card", tmp_path)
+    short = Outcome(GPT2, "gpu80", "passed", "", a_record(0.0).record)  # too few steps to time one
+    records.write(short, "Some Card", tmp_path)
     found = documents.records(tmp_path)
     measured = [line for line in documents.table(found).splitlines() if "Some Card" in line]
     assert measured == [

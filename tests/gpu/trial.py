@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -51,7 +51,7 @@ class Trial:
     profile: str
     steps: int
     cap: int | None  # bytes that the process may take on the GPU; for the profile gpu16 alone
-    timeout: int  # seconds for the notebook
+    timeout: int  # seconds, building included
     scale: Literal["full", "tiny"] = "full"
 
     @property
@@ -105,7 +105,7 @@ def check_possible(trial: Trial, here: Facts, models: Models) -> None:
             f"gpu80 needs a card of {SMALL_CARD / GIB:.0f} GiB; this has {memory / GIB:.0f}"
         )
     needed = models.size(model) + SPARE_DISK + _merged(trial)
-    free = shutil.disk_usage(models.root.parent).free
+    free = shutil.disk_usage(models.root.parent).free + models.held(model)
     if free < needed:
         raise NotRun(
             f"needs {needed / GIB:.0f} GiB of disk in {models.root.parent}, {free / GIB:.0f} are "
@@ -176,6 +176,8 @@ def _run(
     note: Callable[[], None],
 ) -> None:
     """Fill `record` step by step, so that a failure's record holds what was known."""
+    begin = time.monotonic()
+    models.make_room(ARCHITECTURES[trial.model].size + SPARE_DISK + _merged(trial), trial.model)
     model, built = models.get(trial.model, later)
     record["model"] = {"name": trial.model, "weights": "random"} | built
     note()  # not before: what could not be built was not run, and leaves no record
@@ -196,7 +198,8 @@ def _run(
     started = time.monotonic()
     run = scratch / "runs" / trial.recipe / f"{trial.profile}-own"
     try:
-        _execute(trial, here, scratch, model, data)
+        left = max(1, trial.timeout - round(time.monotonic() - begin))
+        _execute(replace(trial, timeout=left), here, scratch, model, data)
     finally:
         record["seconds"]["notebook"] = round(time.monotonic() - started, 1)
         record["memory"] = kernel.with_launched(scratch / "memory.json")

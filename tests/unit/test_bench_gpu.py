@@ -333,3 +333,9 @@ def test_one_work_is_rehearsed(tmp_path: Path) -> None:
     assert run["losses"][0] == pytest.approx(6.2, abs=0.2)  # ln 512: of random weights
     assert 0 < run["padding"] < 1 and run["tokens"] > run["predicted_tokens"] > 0
     assert sys.executable not in json.dumps(kept)
+
+
+def test_the_main_contestants_fit_into_the_budget() -> None:
+    """By the guesses that hold until something was measured."""
+    main = [work.expected_seconds for work in SCALES["full"].values()]
+    assert len(gpu.MAIN) * sum(main) <= gpu.BUDGET

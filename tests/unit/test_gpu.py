@@ -171,6 +171,41 @@ def test_blocks_have_no_mask_even_where_one_would_be_built(monkeypatch: pytest.M
     again = model(input_ids=block, attention_mask=torch.ones_like(block)).logits
     torch.testing.assert_close(again, usual)
     assert set(asked) == {(None, True)}
+    asked.clear()
+    with torch.no_grad():  # prompts of a batch may be padded
+        model(input_ids=block, attention_mask=(block > 3).long())
+    assert all(mask is not None for mask, _ in asked)
+
+
+def test_shared_keys_are_repeated_where_no_kernel_shares_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a T4: with `enable_gqa` PyTorch would keep all scores there, 8 GiB of Qwen3's."""
+    model = a_model("qwen3")
+    assert model.config.num_attention_heads > model.config.num_key_value_heads
+    assert gpu.use_flash_attention(model)
+    heads: list[tuple[int, int, Any]] = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def seen(query: Any, key: Any, value: Any, **named: Any) -> torch.Tensor:
+        heads.append((query.shape[1], key.shape[1], named.get("enable_gqa", False)))
+        return kernel(query, key, value, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", seen)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    repeated = model(input_ids=ids).logits
+    monkeypatch.setattr(gpu, "_flash_can", lambda _: True)
+    shared = model(input_ids=ids).logits
+    torch.testing.assert_close(repeated, shared, atol=1e-5, rtol=1e-4)
+    assert heads == [(4, 4, False)] * 2 + [(4, 2, True)] * 2
+
+
+def test_a_hole_in_a_row_is_refused_too() -> None:
+    model = a_model("llama")
+    assert gpu.use_flash_attention(model)
+    mask = torch.tensor([[1, 1, 0, 1]])
+    with pytest.raises(CookbookError, match="padding_side"):
+        model(input_ids=torch.tensor([[5, 6, 7, 8]]), attention_mask=mask)
 
 
 @pytest.mark.parametrize("kind", ["falcon", "bloom"])

@@ -74,6 +74,9 @@ def test_of_a_branch_only_what_is_taken_counts(
         *("on_gpu = True\n", DOOR + "on_gpu = x\n", DOOR + DOOR, ""),
         *(DOOR + "def f(on_gpu):\n    pass\n", DOOR + "import a as on_gpu\n"),
         *(DOOR + "for on_gpu in a:\n    pass\n", DOOR + "config.profile = 'gpu16'\n"),
+        *(DOOR + "globals()['on_gpu'] = True\n", DOOR + "torch.cuda.is_available = f\n"),
+        DOOR + "config = choose_profile(PROFILES)\nconfig = replace(config, profile='gpu16')\n",
+        DOOR + "try:\n    pass\nexcept E as on_gpu:\n    pass\n",
     ],
 )
 def test_another_door_hides_nothing(door: str) -> None:
@@ -82,7 +85,7 @@ def test_another_door_hides_nothing(door: str) -> None:
 
 
 def test_other_columns_do_not_count() -> None:
-    use = "f(config.steps, config.rate, PROFILES)\n"
+    use = "config = choose_profile(PROFILES)\nf(config.steps, config.rate)\n"
     before = reduced(TABLE.format('"rate": 3', '"rate": 4') + use)
     assert reduced(TABLE.format('"rate": 3', '"rate": 5') + use) == before
     assert reduced(TABLE.format('"rate": 5', '"rate": 4') + use) != before
@@ -90,16 +93,46 @@ def test_other_columns_do_not_count() -> None:
 
 def test_a_row_counts_where_something_that_runs_names_it() -> None:
     plain, more = TABLE.format("", ""), TABLE.format('"fused": False', '"fused": True')
-    use = "f(config.steps, PROFILES)\n"
+    use = "config = choose_profile(PROFILES)\nf(config.steps)\n"
     for_gpu = use + "if on_gpu:\n    g(config.fused)\n"
     assert reduced(more + for_gpu) == reduced(plain + use)
     assert reduced(more + use, package="return settings.fused") != reduced(plain + use)
     assert reduced(more + use + "g(config.fused)") != reduced(plain + use + "g(config.fused)")
 
 
-@pytest.mark.parametrize("use", ["f(PROFILES['gpu16'])", "f(**vars(config))", "config.__dict__"])
+@pytest.mark.parametrize(
+    "use", ["f(PROFILES['gpu16'])", "f(**vars(config))", "f(len(PROFILES), PROFILES)"]
+)
 def test_a_table_that_is_read_as_a_whole_counts_as_a_whole(use: str) -> None:
-    use = f"config = choose_profile(PROFILES)\n{use}\n"
+    use = f"config = choose_profile(PROFILES)\n{use}\n" if "vars" in use else f"{use}\n"
     before = reduced(TABLE.format('"rate": 3', '"rate": 4') + use)
     assert reduced(TABLE.format('"rate": 3', '"rate": 5') + use) != before
     assert reduced(TABLE.format('"rate": 5', '"rate": 4') + use) != before
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (
+            "if y:\n    a()\nelif on_gpu:\n    b()\nelse:\n    c()",
+            "if y:\n    a()\nc()",
+        ),
+        ("if y:\n    a()\nelif not on_gpu:\n    c()", "if y:\n    a()\nc()"),
+        (
+            "if y:\n    a()\nelif on_gpu:\n    b()\nelif z:\n    c()",
+            "if y:\n    a()\nif z:\n    c()",
+        ),
+        (
+            'if not on_gpu:\n    x = """\n    hi"""',
+            'if not on_gpu:\n    x = """\nhi"""',
+        ),
+    ],
+)
+def test_what_computes_something_else_counts_as_something_else(one: str, other: str) -> None:
+    assert reduced(one) != reduced(other)
+
+
+def test_brackets_in_a_condition_are_no_obstacle() -> None:
+    assert reduced("if not on_gpu and (a or b) and c:\n    d()") == code_of(
+        "if (a or b) and c:\n    d()"
+    )

@@ -96,8 +96,8 @@ def _taken(source: str, node: ast.If, known: bool) -> str:
         return ""
     if isinstance(body[0], ast.If) and _text(source, body[0]).startswith("elif"):
         return _text(source, body[0]).removeprefix("el")
-    start, end = _span(source, body[0])[0], _span(source, body[-1])[1]
-    text = source.encode()[start:end].decode()
+    before, after = _around(source, body[0])[0], _around(source, body[-1])[1]
+    text = source.removeprefix(before).removesuffix(after)
     indent, deeper = "\n" + " " * node.col_offset, " " * (body[0].col_offset - node.col_offset)
     strings = (ast.Constant, ast.JoinedStr)
     inner = [one for part in body for one in ast.walk(part) if isinstance(one, strings)]
@@ -107,24 +107,20 @@ def _taken(source: str, node: ast.If, known: bool) -> str:
 
 
 def _text(source: str, node: ast.AST) -> str:
-    start, end = _span(source, node)
-    return source.encode()[start:end].decode()
+    return ast.get_source_segment(source, node) or ""
 
 
-def _span(source: str, node: ast.AST) -> tuple[int, int]:
-    """Return where a node begins and ends, in bytes."""
+def _around(source: str, node: ast.AST) -> tuple[str, str]:
+    """Return what stands before a node and after it. Python counts columns in bytes."""
     lines = source.encode().splitlines(keepends=True)
-    place = node
-    assert isinstance(place, (ast.stmt, ast.expr, ast.keyword))
-    assert place.end_lineno is not None and place.end_col_offset is not None
-    start = sum(map(len, lines[: place.lineno - 1])) + place.col_offset
-    return start, sum(map(len, lines[: place.end_lineno - 1])) + place.end_col_offset
+    assert isinstance(node, (ast.stmt, ast.expr, ast.keyword)) and node.end_lineno is not None
+    before = [*lines[: node.lineno - 1], lines[node.lineno - 1][: node.col_offset]]
+    after = [lines[node.end_lineno - 1][node.end_col_offset :], *lines[node.end_lineno :]]
+    return b"".join(before).decode(), b"".join(after).decode()
 
 
 def _replaced(source: str, node: ast.AST, by: str) -> str:
-    start, end = _span(source, node)
-    text = source.encode()
-    before, after = text[:start].decode(), text[end:].decode()
+    before, after = _around(source, node)
     if isinstance(node, ast.expr):
         return _as_bare_as_it_can_be(before, by, after)
     if by or isinstance(node, ast.keyword):  # an argument goes with its comma

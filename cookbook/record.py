@@ -65,7 +65,7 @@ def record(notebook: Path, seed: int) -> Path:
         command = [sys.executable, "-m", "cookbook.run", str(notebook)]
         before = proof.code_digest(nbformat.read(notebook, as_version=4))
         # Other profiles, and a GPU, run what the digests for a processor leave out.
-        gpu = torch.cuda.is_available() or os.environ.get("COOKBOOK_PROFILE", "cpu") != "cpu"
+        gpu = torch.cuda.is_available() or (os.environ.get("COOKBOOK_PROFILE") or "cpu") != "cpu"
         digests, started = proof.digests(recipe, gpu=gpu), time.monotonic()
         subprocess.run(command, check=True, env=environment, cwd=ROOT)
         seconds = round(time.monotonic() - started, 1)

@@ -6,7 +6,6 @@ CUDA GPU, which run only if they are named.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -27,30 +26,13 @@ LONGEST = 1200  # seconds for one run
 def once(work: Work, contestant: str, scratch: Path, settings: dict[str, str]) -> results.Run:
     """Run one contestant once and return what it measured."""
     result = scratch / "result.json"
-    result.unlink(missing_ok=True)
     if contestant in peers.PEERS:
         command, given = peers.command(contestant, work, result, scratch)
     else:
         command = [sys.executable, "-m", "tests.bench.run", work.name, contestant, str(result)]
         given = {}
     log = scratch / f"{work.name}-{contestant}.log"
-    with log.open("w", encoding="utf-8") as file:
-        try:
-            subprocess.run(
-                command,
-                cwd=ROOT,
-                env=peers.variables() | settings | given,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                timeout=LONGEST,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise CouldNotRun(f"took longer than {LONGEST} s") from None
-    if not result.is_file():
-        raise CouldNotRun(results.last_line(log))
-    found: results.Run = json.loads(result.read_text(encoding="utf-8"))
-    return found
+    return results.measured(command, peers.variables() | settings | given, log, result, LONGEST)
 
 
 def compete(work: Work, contestants: Sequence[str], rounds: int, scratch: Path) -> results.Record:

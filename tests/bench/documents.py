@@ -96,14 +96,18 @@ def with_tables(text: str, records: Sequence[Record]) -> str:
     return filled(text, lambda name: made[name](records) if name in made else None)
 
 
-def rewritten(notebook: str, records: Sequence[Record]) -> str:
-    """Return the text of a notebook file with the gains in its Markdown cells filled in."""
+def with_markdown(notebook: str, change: Callable[[str], str]) -> str:
+    """Return the text of a notebook file with each of its Markdown cells changed."""
     content = json.loads(notebook)
     for cell in content["cells"]:
         if cell["cell_type"] == "markdown":
-            text = with_gains("".join(cell["source"]), records)
-            cell["source"] = text.splitlines(keepends=True)
+            cell["source"] = change("".join(cell["source"])).splitlines(keepends=True)
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def rewritten(notebook: str, records: Sequence[Record]) -> str:
+    """Return the text of a notebook file with the gains in its Markdown cells filled in."""
+    return with_markdown(notebook, lambda text: with_gains(text, records))
 
 
 def rewrite(records: Sequence[Record], notebooks: Sequence[Path]) -> None:

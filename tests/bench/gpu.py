@@ -7,17 +7,13 @@ FOLDER`.
 """
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
 
 from cookbook.profiles import ROOT
 from tests.bench import documents, gpu_records, peers, results
@@ -82,27 +78,13 @@ def variables(scale: str) -> dict[str, str]:
 def once(work: GpuWork, contestant: str, scale: str, scratch: Path, seconds: float) -> Run:
     """Run one contestant once, for at most so many seconds, and return what it measured."""
     result, log = scratch / "result.json", scratch / f"{work.name}-{contestant}.log"
-    result.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "tests.bench.gpu_run"]
-    with log.open("w", encoding="utf-8") as file:
-        try:
-            subprocess.run(
-                [*command, work.name, contestant, scale, str(result)],
-                cwd=ROOT,
-                env=variables(scale),
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                timeout=seconds,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise CouldNotRun(f"did not end within the {seconds:.0f} s that were left") from None
-    if not result.is_file():
+    command = [sys.executable, "-m", "tests.bench.gpu_run", work.name, contestant, scale]
+    try:
+        return results.measured([*command, str(result)], variables(scale), log, result, seconds)
+    except CouldNotRun:
         said = log.read_text(encoding="utf-8", errors="replace").splitlines()
         print("\n".join(said[-SHOWN:]), flush=True)
-        raise CouldNotRun(f"could not run: {results.last_line(log)}")
-    found: Run = json.loads(result.read_text(encoding="utf-8"))
-    return found
+        raise
 
 
 def compete(
@@ -150,6 +132,8 @@ def _turn(work: GpuWork, name: str, scale: str, budget: Budget, scratch: Path) -
 
 def refusal(scale: str, folder: Path | None, contestants: Sequence[str] | None) -> str | None:
     """Return why nothing is measured, with what to do instead; None if all is well."""
+    import torch  # takes seconds, and the works of a processor need none of it here
+
     if scale == "full" and not torch.cuda.is_available():
         return (
             "This machine has no CUDA GPU, so nothing is measured. Rehearse with: "

@@ -10,6 +10,7 @@ from typing import Any
 from cookbook.profiles import ROOT, device_name
 from cookbook.record import in_file_names
 from tests.bench.works import LENGTHS, WITHOUT, WORKS, Work
+from tests.gpu.process import run_logged
 
 RESULTS = ROOT / "results" / "bench"
 GIB = 2**30
@@ -43,6 +44,20 @@ def last_line(log: Path) -> str:
     said = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     last = next((line for line in reversed(said) if line), "it said nothing")
     return last.replace(f"{ROOT}/", "").replace(str(Path.home()), "~")[:300]
+
+
+def measured(
+    command: Sequence[str], environment: dict[str, str], log: Path, result: Path, seconds: float
+) -> Run:
+    """Run a contestant, and return what it wrote to `result`. Raises CouldNotRun."""
+    result.unlink(missing_ok=True)
+    status, _ = run_logged(command, environment, log, seconds, show=False)
+    if status is None:
+        raise CouldNotRun(f"took longer than {seconds:.0f} s")
+    if not result.is_file():
+        raise CouldNotRun(last_line(log))
+    found: Run = json.loads(result.read_text(encoding="utf-8"))
+    return found
 
 
 def rate(run: Run, warm_up: int) -> float:

@@ -10,10 +10,11 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from dataclasses import astuple
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nbformat
 
@@ -22,6 +23,9 @@ from cookbook.run import parameters
 from tests.contract.repository import FOLDER_GROUPS
 from tests.gpu import machine, records
 from tests.gpu.records import GIB, RESULTS, Outcome
+
+if TYPE_CHECKING:
+    from tests.gpu.expected import Seconds
 
 PROFILES = ("gpu80", "gpu16")  # in this order
 # The first step allocates and compiles, and begins with the longest rows; the others are timed.
@@ -81,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     queue = [(recipe, one) for one in PROFILES for recipe in options.recipe]
     queue = [(recipe, profile) for recipe, profile in queue if profile in options.profile]
     if options.plan:
-        print(plan(queue, options.steps or STEPS["full"]))
+        print(plan(queue, options))
         return 0
     here = machine.describe()
     if options.scale == "full" and not here["cuda"]:
@@ -97,11 +101,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         print(f"The installed versions do not fit: {error}", file=sys.stderr)
         return 3
-    sizes = [trial.size_of(notebooks()[recipe], profile) for recipe, profile in queue]
     tiny = options.scale == "tiny"
+    names = [] if tiny else [settings_of(*one)["model"] for one in queue]
     with tempfile.TemporaryDirectory(
         prefix=trial.PREFIX,
-        dir=store.scratch_folder([0] if tiny else sizes),
+        dir=store.scratch_folder(names),
         ignore_cleanup_errors=True,
     ) as scratch:
         models = store.Models(Path(scratch) / "models", tiny, trial.environment())
@@ -119,7 +123,10 @@ def _all(
         print(f"\n== {recipe} on {profile}", flush=True)
         later = [settings_of(*after)["model"] for after in queue[place + 1 :]]
         left = (options.budget or float("inf")) - (time.monotonic() - started)
-        needed = expected_seconds(recipe, profile, options, models)
+        found = (
+            None if options.scale == "tiny" else expected(recipe, profile, options, models.built)
+        )
+        needed = found.total if found else 0.0
         if max(needed, LEAST) > left:
             least, rest = max(needed, LEAST), max(0.0, left)
             why = f"needs about {least:.0f} s, and {rest:.0f} are left of --budget"
@@ -145,20 +152,22 @@ def settings_of(recipe: str, profile: str) -> dict[str, Any]:
     return dict(table[profile])
 
 
-def expected_seconds(recipe: str, profile: str, options: argparse.Namespace, models: Any) -> float:
-    """Return what a trial should take on an H100; nothing is expected of a rehearsal."""
-    if options.scale == "tiny":
-        return 0.0
-    from tests.gpu import expected
+def expected(
+    recipe: str, profile: str, options: argparse.Namespace, built: Container[str]
+) -> "Seconds | None":
+    """Return what a trial should take on an H100, where some models are built already.
+
+    None for a new recipe or model of which something is not known: the trial says what.
+    """
+    from tests.gpu import expected as arithmetic  # imports what may be missing
 
     settings = settings_of(recipe, profile)
-    built = settings["model"] in models.built
-    steps = options.steps or STEPS[options.scale]
+    steps = options.steps or STEPS["full"]
+    there, merged = settings["model"] in built, merges(recipe, profile)
     try:
-        found = expected.trial(settings, profile, steps, NEW_TOKENS, built, merges(recipe, profile))
-    except LookupError:  # a new recipe or model: the trial says what is missing
-        return 0.0
-    return found.total
+        return arithmetic.trial(settings, profile, steps, NEW_TOKENS, there, merged)
+    except LookupError:
+        return None
 
 
 def merges(recipe: str, profile: str) -> bool:
@@ -167,25 +176,17 @@ def merges(recipe: str, profile: str) -> bool:
     return profile != CAPPED and "merge_and_unload" in code
 
 
-def plan(queue: list[tuple[str, str]], steps: int) -> str:
+def plan(queue: list[tuple[str, str]], options: argparse.Namespace) -> str:
     """Return a table of what each trial should take on an H100, by bytes and operations."""
-    from tests.gpu import expected
-
-    lines, seen, total = [], set(), 0.0
+    lines, total = [], 0.0
+    built: set[str] = set()
     for recipe, profile in queue:
-        settings = settings_of(recipe, profile)
-        built = settings["model"] in seen
-        try:
-            found = expected.trial(
-                settings, profile, steps, NEW_TOKENS, built, merges(recipe, profile)
-            )
-        except LookupError as missing:
-            lines.append(f"{recipe:<52} {profile}  not known: {missing}")
-            continue
-        seen.add(settings["model"])
-        total += found.total
-        parts = (found.build, found.start, found.train, found.score, found.total)
-        lines.append(f"{recipe:<52} {profile} " + " ".join(f"{part:6.0f}" for part in parts))
+        found = expected(recipe, profile, options, built)
+        built.add(settings_of(recipe, profile)["model"])
+        parts = (*astuple(found), found.total) if found else ()
+        total += found.total if found else 0.0
+        said = " ".join(f"{part:6.0f}" for part in parts) or " not known"
+        lines.append(f"{recipe:<52} {profile} {said}")
     head = f"{'expected seconds on an H100':<52} {'':5}  build  start  train  score    all"
     return "\n".join([head, *lines, f"{len(queue)} trials: {total / 60:.1f} minutes"])
 

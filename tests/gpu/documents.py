@@ -13,15 +13,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cookbook.profiles import ROOT
 from cookbook.record import filled
+from cookbook.run import recipe_of
+from tests.bench.documents import ARCHITECTURE, with_markdown
+from tests.bench.gpu_records import NOT_MEASURED
 from tests.gpu import check
 from tests.gpu.records import GIB, RESULTS
 
 Record = dict[str, Any]
 
-ARCHITECTURE = ROOT / "ARCHITECTURE.md"
-NOT_MEASURED = "not measured yet"
 NAME = "gpu/profiles"
 
 
@@ -70,7 +70,7 @@ def _cells(one: Record) -> str:
 
 
 def first_table(text: str, recipe: str, found: list[Record]) -> str:
-    """Return a notebook's first cell with memory and time of the GPU profiles filled in.
+    """Return a notebook's text with memory and time of the GPU profiles filled in.
 
     Rows of the check are as long as the profile allows, so both are the most that there can be.
     """
@@ -86,13 +86,10 @@ def first_table(text: str, recipe: str, found: list[Record]) -> str:
 
 
 def rewritten(path: Path, found: list[Record]) -> str:
-    """Return a notebook file with its first cell drawn anew."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    first = content["cells"][0]
-    recipe = f"{path.parent.name}/{path.stem}"
-    text = first_table("".join(first["source"]), recipe, found)
-    first["source"] = text.splitlines(keepends=True)
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    """Return a notebook file with its table of profiles drawn anew."""
+    recipe = recipe_of(path)
+    text = path.read_text(encoding="utf-8")
+    return with_markdown(text, lambda cell: first_table(cell, recipe, found))
 
 
 def with_table(text: str, found: list[Record]) -> str:

@@ -14,9 +14,13 @@ from cookbook.profiles import ROOT
 
 
 def run_logged(
-    command: Sequence[str], environment: dict[str, str], log: Path, timeout: float
+    command: Sequence[str],
+    environment: dict[str, str],
+    log: Path,
+    timeout: float,
+    show: bool = True,
 ) -> tuple[int | None, str]:
-    """Run a command, showing and keeping what it prints; return its status and last line.
+    """Run a command, keeping what it prints, and `show` it; return its status and last line.
 
     The status is None where it took longer than `timeout` seconds. It and what it started, the
     kernel among them, are ended with it, so that the GPU is free for the next.
@@ -43,7 +47,8 @@ def run_logged(
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                print(line, end="", flush=True)
+                if show:
+                    print(line, end="", flush=True)
                 file.write(line)
                 last.append(line)
             process.wait()

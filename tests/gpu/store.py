@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,12 @@ class NotBuilt(Exception):
     """Building it failed; the message says how."""
 
 
-def scratch_folder(sizes: Sequence[int]) -> Path:
+def scratch_folder(names: Iterable[str]) -> Path:
     """Return where models and runs go: in memory where the largest fits, else the usual place.
 
     `TMPDIR` decides where it is set.
     """
-    largest = max(sizes, default=0)
+    largest = max((ARCHITECTURES[one].size for one in names if one in ARCHITECTURES), default=0)
     if "TMPDIR" not in os.environ and MEMORY_DISK.is_dir():
         if shutil.disk_usage(MEMORY_DISK).free > 2 * largest + SPARE_DISK:
             return MEMORY_DISK
@@ -56,21 +56,15 @@ class Models:
         """Bytes that building a model would add."""
         return 0 if self.tiny or name in self.built else ARCHITECTURES[name].size
 
-    def held(self, name: str) -> int:
-        """Bytes of what is built, other than this model."""
-        others = [] if self.tiny else [one for one in self.built if one != name]
-        return sum(ARCHITECTURES[one].size for one in others)
-
-    def make_room(self, needed: int, name: str) -> None:
-        """Forget models that only later trials need, until `needed` bytes are free.
-
-        What `name` itself takes, if it is built, counts as free.
+    def make_room(self, needed: int, name: str) -> int:
+        """Forget models that only later trials need, until `needed` bytes are free; return how many
+        are.
         """
         for other in [one for one in self.built if one != name]:
-            own = ARCHITECTURES[name].size if name in self.built else 0
-            if self.tiny or shutil.disk_usage(self.root).free + own >= needed:
-                return
+            if shutil.disk_usage(self.root.parent).free >= needed:
+                break
             self._forget_all_but({*self.built} - {other})
+        return shutil.disk_usage(self.root.parent).free
 
     def get(self, name: str, later: Sequence[str] = ()) -> tuple[Path, dict[str, Any]]:
         """Return a model's folder, and its `parameters` and `seconds` of building.

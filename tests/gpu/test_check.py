@@ -214,7 +214,7 @@ def test_a_model_that_is_not_known_stops_no_plan(
     monkeypatch.delitem(ARCHITECTURES, "tiiuae/falcon-7b")
     assert check.main(["--plan"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert sum("not known: 'tiiuae/falcon-7b'" in line for line in said) == 2 and len(said) == 18
+    assert sum("not known" in line for line in said) == 2 and len(said) == 18
 
 
 @unit

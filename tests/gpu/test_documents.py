@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.bench.documents import ARCHITECTURE
+from tests.bench.gpu_records import NOT_MEASURED
 from tests.gpu import check, documents, records
 from tests.gpu.records import GIB, Outcome
 from tests.gpu.samples import FALCON, GPT2
@@ -31,7 +33,7 @@ def a_record(step: float = 0.6, date: str = "2027-01-01", device: str = "Some Ca
 
 def test_the_documents_show_the_records() -> None:
     found = documents.records()
-    text = documents.ARCHITECTURE.read_text(encoding="utf-8")
+    text = ARCHITECTURE.read_text(encoding="utf-8")
     assert documents.NAME in text
     assert documents.with_table(text, found) == text, "run: python -m tests.gpu.documents"
     for path in check.notebooks().values():
@@ -41,7 +43,7 @@ def test_the_documents_show_the_records() -> None:
 def test_what_no_gpu_measured_is_said(tmp_path: Path) -> None:
     lines = documents.table(documents.records(tmp_path)).splitlines()
     assert len(lines) == 2 + 16
-    assert all(documents.NOT_MEASURED in line for line in lines[2:])
+    assert all(NOT_MEASURED in line for line in lines[2:])
 
 
 def test_a_record_is_drawn(tmp_path: Path) -> None:

@@ -97,10 +97,9 @@ def test_what_later_trials_need_makes_room(
     builder({}, 0)
     let_there_be(50, monkeypatch)
     models.get(FALCON, later=[OPT])
-    assert models.held(QWEN) > 15 * GIB > models.held(FALCON)
-    models.make_room(40 * GIB, QWEN)
+    assert models.make_room(40 * GIB, QWEN) == 50 * GIB
     assert set(models.built) == {FALCON, OPT}, "there is room"
-    models.make_room(70 * GIB, FALCON)
+    assert models.make_room(70 * GIB, FALCON) == 50 * GIB, "which is too little"
     assert set(models.built) == {FALCON}
 
 
@@ -116,7 +115,8 @@ def test_models_go_into_memory_where_they_fit(
     monkeypatch.setattr(store, "MEMORY_DISK", tmp_path)
     monkeypatch.delenv("TMPDIR", raising=False)
     let_there_be(64, monkeypatch)
-    assert store.scratch_folder([GIB, 28 * GIB]) == tmp_path
-    assert store.scratch_folder([30 * GIB]) != tmp_path, "no room for what a run writes"
+    assert store.scratch_folder([OPT, QWEN, "of another"]) == tmp_path
+    let_there_be(60, monkeypatch)
+    assert store.scratch_folder([QWEN]) != tmp_path, "no room for what a run writes"
     monkeypatch.setenv("TMPDIR", "/elsewhere")
-    assert store.scratch_folder([GIB]) != tmp_path, "a person has chosen"
+    assert store.scratch_folder([OPT]) != tmp_path, "a person has chosen"

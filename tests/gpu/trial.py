@@ -18,10 +18,10 @@ from transformers import AutoTokenizer
 
 from cookbook.offline import OfflineNotBuilt, offline_path
 from cookbook.profiles import ROOT, SMALL_CARD
-from cookbook.run import parameters, recipe_of
+from cookbook.run import recipe_of
 from tests.gpu import examples, kernel, machine, records
 from tests.gpu.architectures import ARCHITECTURES
-from tests.gpu.check import NEW_TOKENS, merges
+from tests.gpu.check import NEW_TOKENS, merges, settings_of
 from tests.gpu.process import last_line, run_logged
 from tests.gpu.records import GIB, Outcome
 from tests.gpu.store import SPARE_DISK, Models, NoRoom, NotBuilt
@@ -62,20 +62,12 @@ class Trial:
     @property
     def settings(self) -> Facts:
         """The profile's column of the notebook's table."""
-        table = parameters(nbformat.read(self.notebook, as_version=4))["PROFILES"]
-        return dict(table[self.profile])
+        return settings_of(self.recipe, self.profile)
 
     @property
     def model(self) -> str:
         """The id of the headline model."""
         return str(self.settings["model"])
-
-
-def size_of(notebook: Path, profile: str) -> int:
-    """Bytes of the weights of a profile's model on disk; 0 where there is no such model here."""
-    trial = Trial(notebook, profile, steps=1, cap=None, timeout=0)
-    architecture = ARCHITECTURES.get(trial.model)
-    return architecture.size if architecture else 0
 
 
 def check_possible(trial: Trial, here: Facts, models: Models) -> None:
@@ -104,18 +96,13 @@ def check_possible(trial: Trial, here: Facts, models: Models) -> None:
         raise NotRun(
             f"gpu80 needs a card of {SMALL_CARD / GIB:.0f} GiB; this has {memory / GIB:.0f}"
         )
-    needed = models.size(model) + SPARE_DISK + _merged(trial)
-    free = shutil.disk_usage(models.root.parent).free + models.held(model)
-    if free < needed:
+    merged = merges(trial.recipe, trial.profile) * architecture.size
+    needed = models.size(model) + SPARE_DISK + merged
+    if (free := models.make_room(needed, model)) < needed:
         raise NotRun(
             f"needs {needed / GIB:.0f} GiB of disk in {models.root.parent}, {free / GIB:.0f} are "
             "free: set TMPDIR to a larger one"
         )
-
-
-def _merged(trial: Trial) -> int:
-    """Bytes of the merged model that a recipe saves, where it merges its adapter."""
-    return merges(trial.recipe, trial.profile) * ARCHITECTURES[trial.model].size
 
 
 def attempt(
@@ -177,7 +164,6 @@ def _run(
 ) -> None:
     """Fill `record` step by step, so that a failure's record holds what was known."""
     begin = time.monotonic()
-    models.make_room(ARCHITECTURES[trial.model].size + SPARE_DISK + _merged(trial), trial.model)
     model, built = models.get(trial.model, later)
     record["model"] = {"name": trial.model, "weights": "random"} | built
     note()  # not before: what could not be built was not run, and leaves no record

@@ -11,6 +11,33 @@ MARK ?= $(EVERYTHING)
 # --held leaves out what a current record proves: for all tests together, or where it is asked for.
 HELD ?=
 
+# Paths mean what they mean in the shell that called make. `make -C` leaves its folder, which is in PWD until a
+# recipe's shell sets that anew; without -C it is the current one, whatever PWD says (a program may have called).
+CALL := $(shell { tr '\0' ' ' < /proc/$$PPID/cmdline || ps -o args= -p $$PPID; } 2>/dev/null)
+FROM := $(or $(if $(filter -C% -%C --directory%,$(CALL)),$(value PWD)),$(CURDIR))
+# A path with its spaces escaped, for functions that take several.
+one = $(subst $(empty) ,\ ,$(1))
+ifneq ($(FROM),$(CURDIR))
+typed = $(if $(filter /% ~/%,$(firstword $(1))),$(subst ~/,$(HOME)/,$(1)),$(FROM)/$(1))
+there = $(wildcard $(call one,$(typed)))
+# What is there, seen from that shell; else it stays: a recipe's name, a Hub id, a command, or a mistake.
+named = $(if $(1),$(if $(call there,$(1)),$(typed),$(1)))
+placed = $(if $(1),$(typed))
+quoted = '$(subst ','\'',$(1))'
+inside = $(subst $(CURDIR)/,,$(shell cd $(call quoted,$(1)) 2>/dev/null && pwd -P))
+override NB := $(call named,$(NB))
+override FOLDER := $(if $(FOLDER),$(or $(call inside,$(call named,$(FOLDER))),$(FOLDER)))
+override DATA := $(call named,$(DATA))
+override RUN := $(call named,$(RUN))
+override COOKBOOK_RUNS := $(call placed,$(COOKBOOK_RUNS))
+override COOKBOOK_OFFLINE := $(call placed,$(COOKBOOK_OFFLINE))
+override COOKBOOK_INSTALL := $(call placed,$(COOKBOOK_INSTALL))
+override PIP_CONF := $(call placed,$(PIP_CONF))
+override EXTRA_CA := $(call placed,$(EXTRA_CA))
+override PYTHON := $(if $(findstring /,$(PYTHON)),$(call named,$(PYTHON)),$(PYTHON))
+override POETRY := $(if $(findstring /,$(POETRY)),$(call named,$(POETRY)),$(POETRY))
+endif
+
 # Notebook folder -> the dependency group it needs.
 FOLDERS := 01-Full-Fine-Tuning 02-PEFT 03-Instruction-Tuning 04-Reasoning-Tuning
 GROUP_01-Full-Fine-Tuning := full-finetuning
@@ -33,7 +60,7 @@ RUNS = $(or $(COOKBOOK_RUNS),runs)
 
 # The groups that NB (a notebook) or FOLDER needs; core alone for a notebook elsewhere.
 group_of = $(strip $(foreach folder,$(FOLDERS),$(if $(findstring $(folder)/,$(1)/),$(GROUP_$(folder)))))
-NB_STAMP = $(if $(NB),$(if $(wildcard $(NB)),$(STAMP)$(or $(call group_of,$(NB)),core)))
+NB_STAMP = $(if $(NB),$(if $(wildcard $(call one,$(NB))),$(STAMP)$(or $(call group_of,$(NB)),core)))
 FOLDER_STAMPS = $(if $(FOLDER),$(if $(call group_of,$(FOLDER)),$(STAMP)$(call group_of,$(FOLDER)) $(STAMP)dev),$(STAMP)all)
 
 SOURCES := cookbook scripts tests
@@ -45,6 +72,15 @@ export BUDGET
 # Set on many servers and in many containers: Python would then compile torch, transformers and trl
 # anew at every start, and each notebook would begin some seven seconds later.
 unexport PYTHONDONTWRITEBYTECODE
+# It leads a virtual environment's Python to another one's library, which ends it.
+unexport PYTHONHOME
+# Libraries read their own files without naming an encoding; cron and slim containers have no locale.
+export PYTHONUTF8 := 1
+export COOKBOOK_FROM := $(FROM)
+# Only what was set: an empty one is none.
+ifneq ($(FROM),$(CURDIR))
+export COOKBOOK_RUNS COOKBOOK_OFFLINE COOKBOOK_INSTALL PIP_CONF EXTRA_CA POETRY
+endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -52,7 +88,7 @@ unexport PYTHONDONTWRITEBYTECODE
 	install-reasoning install-dev install-all lock offline quickstart notebook notebooks test test-all stale \
 	test-contract test-unit test-hub test-recipes lint format jupyter script record gallery gpu-check \
 	audit bench docker-build docker-up docker-down docker-shell docker-logs docker-test clean \
-	check-notebook check-folder check-docker
+	check-notebook check-folder check-docker check-caches
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-28s %s\n", $$1, $$2 }' Makefile
@@ -103,7 +139,7 @@ script: check-notebook $(NB_STAMP) ## Write one notebook as a script: make scrip
 # JupyterLab looks for no update of itself: its version comes from the lock.
 NO_UPDATES := jupyterlab.handlers.announcements.NeverCheckForUpdate
 # Jupyter reads JUPYTER_TOKEN; where that is empty it makes a token and prints the URL with it.
-jupyter: $(STAMP)core ## Open JupyterLab on 127.0.0.1 (JUPYTER_PORT, JUPYTER_TOKEN)
+jupyter: $(STAMP)core check-caches ## Open JupyterLab on 127.0.0.1 (JUPYTER_PORT, JUPYTER_TOKEN)
 	@exec $(BIN)/jupyter lab --no-browser --ip="$$JUPYTER_IP" --port="$$JUPYTER_PORT" \
 		--LabApp.check_for_updates_class=$(NO_UPDATES) \
 		--ServerApp.root_dir="$(CURDIR)" $(if $(filter 0,$(shell id -u)),--allow-root)
@@ -228,6 +264,9 @@ check-notebook:
 check-docker:
 	@docker compose version >/dev/null 2>&1 || { echo "Docker with the compose plugin (v2.24 or newer) is needed; install it: https://docs.docker.com/engine/install" >&2; exit 2; }
 	@docker info >/dev/null 2>&1 || { echo "Docker's engine does not answer. Start it (systemctl start docker), or join the group docker." >&2; exit 2; }
+
+check-caches: $(STAMP)core
+	@$(VENV_PYTHON) -m cookbook.paths
 
 check-folder:
 ifneq ($(FOLDER),)

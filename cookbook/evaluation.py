@@ -4,7 +4,8 @@ import copy
 import os
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -14,10 +15,11 @@ from datasets import Dataset
 from torch.nn import functional
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from cookbook.data import IGNORED, check_token_ids
+from cookbook.chat import IGNORED
+from cookbook.models import check_token_ids
 from cookbook.training import shifted_labels, supervised_logits
 
-Conversation = list[dict[str, str]]
+Conversation = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -169,15 +171,20 @@ def generate_answers(
     prompts: Sequence[Conversation],
     settings: GenerationConfig,
     batch_size: int,
+    tools: Sequence[Any] | None = None,
     **switches: Any,
 ) -> Answers:
     """Return the model's answer to each conversation, in the order given.
 
-    `switches` are the chat template's own, like Qwen3's `enable_thinking`.
+    `tools` are those of each conversation, if any. `switches` are the chat template's own, like
+    Qwen3's `enable_thinking`.
     """
     template: Any = tokenizer.apply_chat_template
     switches |= {"add_generation_prompt": True, "return_dict": False}
-    rows = [template(one, **switches) for one in prompts]
+    rows = [
+        template(one, **switches, **({"tools": own} if own else {}))
+        for one, own in zip(prompts, tools or [None] * len(prompts), strict=True)
+    ]
     return generate(model, tokenizer, rows, settings, batch_size)
 
 
@@ -193,7 +200,8 @@ def generate(
 
     Prompts of a decoder alone are padded on the left, so that every answer continues its prompt
     directly; an encoder-decoder writes a sequence of its own. What all prompts begin with, like
-    examples, is read once, and padding comes after it.
+    examples, is read once, and padding comes after it. The model's own sampling settings (its
+    temperature, its penalties) have no say: a score called greedy is greedy.
     """
     generate = partial(cast(Any, model.generate), generation_config=settings)
     separate = model.config.is_encoder_decoder
@@ -203,7 +211,7 @@ def generate(
     ends = {stop} if isinstance(stop, int) else set(stop or ())
     texts, stopped = [""] * len(rows), 0
     gap_at = sys.maxsize if separate else len(shared)
-    with _evaluating(model), _autocast(model):
+    with _evaluating(model), _autocast(model), _without_own_settings(model):
         read = None
         if shared:
             ids = torch.tensor([shared], device=model.device)
@@ -239,16 +247,45 @@ def _shared_beginning(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> 
 
 
 class _evaluating:
-    """Put a model into evaluation mode (no dropout) and back into the mode it was in."""
+    """Put a model into evaluation mode (no dropout) and back into the mode it was in.
+
+    Routers of experts stay unseen meanwhile: with `output_router_logits`, which TRL sets for its
+    auxiliary loss, transformers 5.23 compares the router of a new token with the mask of all tokens
+    before it, and generating fails.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model, self._was_training = model, model.training
+        self._text: Any = model.config.get_text_config()
+        self._routers = getattr(self._text, "output_router_logits", False)
 
     def __enter__(self) -> None:
         self._model.eval()
+        if self._routers:
+            self._text.output_router_logits = False
 
     def __exit__(self, *_: object) -> None:
         self._model.train(self._was_training)
+        if self._routers:
+            self._text.output_router_logits = self._routers
+
+
+@contextmanager
+def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Take a model's own generation settings away for a while.
+
+    What a caller leaves open transformers would fill from them: `repetition_penalty`,
+    `min_length`, words that must not occur.
+    """
+    holders = [one for one in model.modules() if hasattr(one, "generation_config")]
+    kept = [one.generation_config for one in holders]
+    try:
+        for one in holders:
+            one.generation_config = GenerationConfig()  # type: ignore[assignment]
+        yield
+    finally:
+        for one, settings in zip(holders, kept):
+            one.generation_config = settings
 
 
 def _autocast(model: PreTrainedModel) -> torch.autocast:

@@ -39,6 +39,8 @@ def launch(function: Callable[..., None], *arguments: Any, processes: int) -> No
     `CookbookError` if a process fails.
     """
     threads = max(1, (os.cpu_count() or 1) // processes)
+    # Text is UTF-8, whatever the locale says: what they print goes into the notebook.
+    settings = {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1", "PYTHONUTF8": "1"}
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # what this process has kept of a GPU, they may need
     with tempfile.TemporaryDirectory() as folder:
@@ -48,10 +50,11 @@ def launch(function: Callable[..., None], *arguments: Any, processes: int) -> No
         torchrun = ["--standalone", "--nproc-per-node", str(processes)]
         with subprocess.Popen(
             [sys.executable, "-m", "cookbook.launch", *torchrun, "-m", "cookbook.launch", call],
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"},
+            env={**os.environ, **settings},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
         ) as launched:
             try:
                 for line in launched.stdout or ():

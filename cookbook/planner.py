@@ -17,7 +17,11 @@ from typing import Any
 import psutil
 import torch
 from datasets import Dataset
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -27,9 +31,12 @@ from transformers import (
     PreTrainedModel,
     Trainer,
 )
+from transformers.integrations import moe  # noqa: F401  (defines torch.ops.transformers)
 
-from cookbook.data import IGNORED
+from cookbook.chat import IGNORED
+from cookbook.experts import active_weights
 from cookbook.memory import GIB, peak_memory_bytes
+from cookbook.profiles import CookbookError
 from cookbook.training import step_of, train_in_float32
 
 # NF4 with double quantization: 4 bits a weight, and 0.127 bits for the two levels of scales
@@ -39,6 +46,25 @@ NF4_BITS = 4.127
 # between tensors of ever other sizes. glibc's malloc, kept from returning memory: 1.6 to 2.2,
 # measured with the recipes. CUDA's caching allocator: PyTorch's notes on memory management.
 ALLOCATOR = {"cpu": 1.85, "cuda": 1.15}
+
+
+def _grouped(left: Any, right: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Return the operations of a product whose rows are dealt to experts: each row is in one."""
+    return 2 * int(left[-2]) * int(left[-1]) * int(right[-1])
+
+
+def _grouped_backward(left: Any, right: Any, *given: Any, **named: Any) -> int:
+    """Return those of both of its gradients; `left` and `right` are the product's factors."""
+    return 2 * _grouped(left, right)
+
+
+# What torch's counter does not know: the products of transformers' experts, and of those on cards
+# before compute capability 8.0.
+OF_EXPERTS = {
+    torch.ops.aten._grouped_mm: _grouped,
+    torch.ops.transformers.grouped_mm_fallback: _grouped,
+    torch.ops.transformers.grouped_mm_fallback_backward: _grouped_backward,
+}
 
 
 @dataclass(frozen=True)
@@ -81,6 +107,8 @@ class Plan:
     operations: float  # of the whole training
     rate: float  # operations a second of a large matrix product, here
     efficiency: float  # the share of that rate which training reaches
+    weights: int = 0  # of the model, without adapters
+    active: int = 0  # those that a token goes through: fewer where there are experts
 
     @property
     def seconds(self) -> float:
@@ -93,6 +121,8 @@ class Plan:
             for field in fields(Memory)
         ]
         rows.append(f"{'total':<16} {self.memory.total / GIB:6.2f} GiB")
+        if self.active != self.weights:
+            rows.append(f"{self.weights:,} weights held, {self.active:,} active for a token")
         rows.append(
             f"{self.seconds / 60:.1f} minutes: {self.operations:.2e} operations at "
             f"{self.efficiency:.0%} of {self.rate:.2e} a second"
@@ -154,6 +184,7 @@ def plan_training(
     frozen = float(sum(sizes)) - 4 * trained
     if load_in_4bit:
         frozen = _in_4_bits(model, frozen)
+    active, weights = active_weights(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     steps = settings.max_steps * settings.gradient_accumulation_steps
     return Plan(
@@ -169,6 +200,8 @@ def plan_training(
         operations=passes * steps * operations,
         rate=matmul_rate(dtype),
         efficiency=settings.efficiency,
+        weights=weights,
+        active=active,
     )
 
 
@@ -238,8 +271,9 @@ def _without_content(
     config = copy.deepcopy(model_config if pairs else model_config.get_text_config())
     if layers:
         config.num_hidden_layers = layers
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:layers]
+        for kinds in ("layer_types", "mlp_layer_types"):
+            if vars(config).get(kinds):  # some compute it: Jamba
+                setattr(config, kinds, getattr(config, kinds)[:layers])
     attention = getattr(settings, "attn_implementation", None)
     with torch.device("meta"):
         chosen = {} if attention is None else {"attn_implementation": attention}
@@ -309,8 +343,8 @@ def _trace(model: PreTrainedModel, shape: Shape, dtype: torch.dtype) -> tuple[fl
 
         autocast = torch.autocast(device, dtype) if dtype != torch.float32 else nullcontext()
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with FlopCounterMode(display=False) as counter:
-            with hooks, autocast, _lean(model):
+        with FlopCounterMode(display=False, custom_mapping=OF_EXPERTS) as counter:
+            with hooks, autocast, _lean(model), _content_missed(model):
                 logits = _forward(model, shape, device).flatten(0, 1)
             total = float(sum(size for size, _ in kept.values()))
             targets = torch.zeros(len(logits), dtype=torch.long, device=device)
@@ -350,6 +384,19 @@ def _forward(model: PreTrainedModel, shape: Shape, device: str) -> torch.Tensor:
         return logits
     finally:
         hook.remove()
+
+
+@contextmanager
+def _content_missed(model: PreTrainedModel) -> Iterator[None]:
+    """Say so where a forward pass wants to know what its tensors hold."""
+    try:
+        yield
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise CookbookError(
+            f"A {model.config.model_type} model cannot be planned: transformers runs its experts "
+            "in a way that depends on the values in tensors, and a plan has shapes alone. Set "
+            "COOKBOOK_MODEL to a model whose experts it runs together, like Qwen3-MoE or Mixtral."
+        ) from error
 
 
 @contextmanager

@@ -13,6 +13,10 @@ from typing import Any
 import torch
 from packaging.requirements import Requirement
 
+from cookbook.paths import complaint
+from cookbook.paths import typed_path as typed_path
+from cookbook.paths import unwritable_caches
+
 ROOT = Path(__file__).resolve().parents[1]
 PROFILE_NAMES = ("cpu", "gpu16", "gpu80")
 SMALL_CARD = 40 * 2**30  # bytes; below this a card runs `gpu16`
@@ -21,6 +25,8 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 _WHOLE_NUMBERS = {"COOKBOOK_MAX_STEPS": "max_steps", "COOKBOOK_SEED": "seed"}
 _NAMES = {"COOKBOOK_MODEL": "model", "COOKBOOK_DATASET": "dataset"}
+# Files that `datasets` reads, through its cache; text files are parsed in memory.
+_CACHED = (".parquet", ".pq", ".arrow", ".feather")
 
 
 class CookbookError(RuntimeError):
@@ -37,7 +43,10 @@ def choose_profile(profiles: Mapping[str, Mapping[str, Any]]) -> SimpleNamespace
     `COOKBOOK_PROFILE` forces a profile; otherwise no CUDA means `cpu`, a card under 40 GB `gpu16`,
     a larger one `gpu80`. `COOKBOOK_MODEL`, `COOKBOOK_DATASET`, `COOKBOOK_MAX_STEPS` and
     `COOKBOOK_SEED` replace the settings of those names. The result also has `profile`, `own` (own
-    model or data) and `seed`. Raises `CookbookError` for values nobody could have meant.
+    model or data) and `seed`. Raises `CookbookError` for values nobody could have meant, and where
+    the cache that the data needs cannot be written.
+
+    A file or folder is named as the shell knows it (`typed_path`), and comes back absolute.
     """
     join_processes()
     name = os.environ.get("COOKBOOK_PROFILE") or _profile_of_this_machine()
@@ -54,12 +63,14 @@ def choose_profile(profiles: Mapping[str, Mapping[str, Any]]) -> SimpleNamespace
     settings: dict[str, Any] = {"seed": 0, **profiles[name], "profile": name}
     settings["own"] = any(os.environ.get(variable) for variable in _NAMES)
     for variable, key in _NAMES.items():
-        settings[key] = os.environ.get(variable) or settings[key]
+        if text := os.environ.get(variable):
+            settings[key] = _named(text)
     for variable, key in _WHOLE_NUMBERS.items():
         if text := os.environ.get(variable):
             settings[key] = _whole_number(variable, text)
     if settings["max_steps"] == 0:
         raise CookbookError("COOKBOOK_MAX_STEPS is 0: nothing would be trained. Set 1 or more.")
+    _check_caches(str(settings["dataset"]))
     return SimpleNamespace(**settings)
 
 
@@ -91,6 +102,30 @@ def _profile_of_this_machine() -> str:
     if not torch.cuda.is_available():
         return "cpu"
     return "gpu16" if torch.cuda.get_device_properties(0).total_memory < SMALL_CARD else "gpu80"
+
+
+def _named(text: str) -> str:
+    """Return the absolute path of the file or folder that a text names, or the text as it is.
+
+    What names no file is a Hub id, or a mistake that whoever reads it tells.
+    """
+    path = typed_path(text)
+    return str(path) if os.path.exists(path) else text
+
+
+def _check_caches(dataset: str) -> None:
+    """Raise `CookbookError` where the data set goes through a cache that cannot be written.
+
+    Later the data would be blamed. Other folders are named with it, since one command moves all;
+    alone they stop nothing: what needs them takes a temporary folder, and says so.
+    """
+    path = Path(dataset)
+    files = path.rglob("*") if path.is_dir() else [path]
+    cached = any(file.suffix.lower() in _CACHED for file in files)
+    if dataset.startswith("offline:") or path.exists() and not cached:
+        return
+    if "HF_DATASETS_CACHE" in (unwritable := unwritable_caches()):
+        raise CookbookError(complaint(unwritable))
 
 
 def _allowed(variable: str) -> bool:

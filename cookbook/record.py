@@ -24,6 +24,7 @@ import nbformat
 import torch
 
 from cookbook import proof
+from cookbook.paths import start_command
 from cookbook.profiles import ROOT, CookbookError
 from cookbook.report import cells, others
 from cookbook.run import parameters, recipe_of
@@ -62,7 +63,7 @@ def record(notebook: Path, seed: int) -> Path:
     recipe = recipe_of(notebook)
     with tempfile.TemporaryDirectory() as runs:
         environment = os.environ | {"COOKBOOK_SEED": str(seed), "COOKBOOK_RUNS": runs}
-        command = [sys.executable, "-m", "cookbook.run", str(notebook)]
+        command = [sys.executable, "-m", "cookbook.run", str(notebook.absolute())]
         before = proof.code_digest(nbformat.read(notebook, as_version=4))
         # Other profiles, and a GPU, run what the digests for a processor leave out.
         gpu = torch.cuda.is_available() or (os.environ.get("COOKBOOK_PROFILE") or "cpu") != "cpu"
@@ -282,6 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--tables", action="store_true", help="only rewrite the tables")
     options = parser.parse_args(arguments)
+    start_command()
     if not options.tables:
         for notebook in options.notebooks or notebooks():
             for seed in options.seeds:

@@ -19,9 +19,11 @@ from transformers import Trainer
 
 from cookbook.evaluation import Score
 from cookbook.memory import peak_memory_bytes
+from cookbook.paths import typed_path
 from cookbook.profiles import ROOT, compute_dtype, device_name, place_in_launch
 from cookbook.training import loss_curve, moving_mean, step_of, write_atomically
 
+FORGOTTEN = 0.3  # nats a token; a rise of the loss on general text that asks for a change
 COLORS = ("#30638e", "#d1495b", "#edae49")
 _VERSIONS = "torch transformers datasets accelerate peft trl bitsandbytes deeplake".split()
 
@@ -31,7 +33,8 @@ def run_folder(recipe: str, config: SimpleNamespace) -> Path:
 
     `COOKBOOK_RUNS` replaces `runs`.
     """
-    runs = Path(os.environ.get("COOKBOOK_RUNS") or ROOT / "runs")
+    named = os.environ.get("COOKBOOK_RUNS")
+    runs = typed_path(named) if named else ROOT / "runs"
     return runs / recipe / f"{config.profile}{'-own' if config.own else ''}"
 
 
@@ -143,15 +146,22 @@ def _installed(names: Sequence[str]) -> dict[str, str]:
 
 def before_after_table(content: dict[str, Any]) -> str:
     """Return the run's metrics as a plain-text table."""
-    rows = [("metric", "before", "after", "better", "examples")]
+    rows = [("metric", "before", "after", "wanted", "it got", "examples")]
     for one in content["metrics"]:
         wanted = "higher" if one["higher_is_better"] else "lower"
-        rows.append((one["name"], *cells(one), wanted, str(one["examples"])))
-        rows += [(f"  {kind} {name}", "", f"{x:.3f}", "", "") for kind, name, x in others(one)]
-    forgetting = content["forgetting"]
-    rows.append((forgetting["name"], *cells(forgetting), "no higher", ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        rows.append((one["name"], *cells(one), wanted, verdict(one), str(one["examples"])))
+        rows += [(f"  {kind} {name}", "", f"{x:.3f}", "", "", "") for kind, name, x in others(one)]
+    forgetting = content["forgetting"] | {"higher_is_better": False}
+    rows.append((forgetting["name"], *cells(forgetting), "no higher", verdict(forgetting), ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in rows]
+    rise = forgetting["after"] - forgetting["before"]
+    if rise >= FORGOTTEN:
+        lines.append(
+            f"General text became {rise:.1f} nats a token less likely, which is much (from "
+            f"{FORGOTTEN} on): the model forgot. Lower the learning rate or `max_steps`, or mix "
+            "general text into the training rows."
+        )
     train = content["train"]
     lines.append(
         f"{train['steps']} steps, {train['tokens']} tokens in {train['seconds']:.0f} s "
@@ -159,6 +169,20 @@ def before_after_table(content: dict[str, Any]) -> str:
         f"peak memory {train['peak_memory_bytes'] / 2**30:.1f} GiB, {content['hardware']['device']}"
     )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def verdict(one: dict[str, Any]) -> str:
+    """Return what became of a metric: `better`, `worse`, or `within noise`.
+
+    Noise is what two means of so many examples may differ by chance: 1.96 standard errors of the
+    difference, taken from the two 95 % intervals as if their examples were others. They are the
+    same ones, so that small differences may be real and still count as noise here.
+    """
+    widths = [high - low for low, high in one["ci95"].values()]
+    difference = one["after"] - one["before"]
+    if abs(difference) <= math.hypot(*widths) / 2:
+        return "within noise"
+    return "better" if (difference > 0) == one["higher_is_better"] else "worse"
 
 
 def cells(one: dict[str, Any]) -> list[str]:

@@ -7,17 +7,21 @@ the repository stays as it is.
 import argparse
 import ast
 import json
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nbformat
+from filelock import FileLock, Timeout
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from cookbook.profiles import ROOT, CookbookError, choose_profile
+from cookbook.paths import as_typed, start_command
+from cookbook.profiles import CookbookError, choose_profile
 from cookbook.report import before_after_table, run_folder
 
 
@@ -40,6 +44,36 @@ def recipe_of(path: Path) -> str:
     return f"{path.resolve().parent.name}/{path.stem}"
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Have a run's folder alone; it is free again when this process ends, however it does.
+
+    Raises `CookbookError` where another run is using it: both would write the same checkpoints.
+    """
+    holder = folder / "run.pid"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "run.lock")
+        lock.acquire(blocking=False)
+    except Timeout:
+        number = holder.read_text(encoding="utf-8") if holder.exists() else "unknown"
+        raise CookbookError(
+            f"Another run is using {as_typed(folder)} (process {number}). "
+            "Wait for it, or set COOKBOOK_RUNS to another folder."
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        raise CookbookError(
+            f"{as_typed(folder)} cannot be written or locked ({error}). "
+            "Set COOKBOOK_RUNS to a folder where you may write."
+        ) from error
+    with lock:
+        holder.write_text(str(os.getpid()), encoding="utf-8")
+        try:
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+
+
 def execute(path: Path, timeout: int | None = None) -> Path:
     """Execute the notebook at `path` and return the run's folder.
 
@@ -48,6 +82,14 @@ def execute(path: Path, timeout: int | None = None) -> Path:
     """
     notebook = nbformat.read(path, as_version=4)
     folder = run_folder(recipe_of(path), choose_profile(parameters(notebook)["PROFILES"]))
+    with held(folder):
+        _execute(notebook, path, folder, timeout)
+    return folder
+
+
+def _execute(
+    notebook: nbformat.NotebookNode, path: Path, folder: Path, timeout: int | None
+) -> None:
     started = time.monotonic()
 
     def announce(cell: nbformat.NotebookNode, cell_index: int) -> None:
@@ -67,20 +109,19 @@ def execute(path: Path, timeout: int | None = None) -> Path:
     try:
         client.execute()
     except BaseException:  # an interrupt too: what ran so far is kept
-        folder.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, failed)
         raise
     print(f"[{time.monotonic() - started:5.0f} s] done", flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, folder / path.name)
     failed.unlink(missing_ok=True)
-    return folder
 
 
 def report(folder: Path, name: str) -> str:
     """Return the before/after table of a finished run and where its files are."""
+    shown = as_typed(folder)
+    if not (folder / "metrics.json").is_file():
+        return f"\nIt wrote no metrics.json. Executed notebook: {shown / name}"
     content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
     pictures = ", ".join(sorted(path.name for path in folder.glob("*.png")))
     return (
         f"\n{content['recipe']} on profile {content['profile']}: {content['model']}\n\n"
@@ -95,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--timeout", type=int, help="seconds that one cell may take")
     options = parser.parse_args(arguments)
+    start_command()
     if not options.notebook.is_file():
         print(f"{options.notebook} is no file. Notebooks: ls 0*/*.ipynb", file=sys.stderr)
         return 2

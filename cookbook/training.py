@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.nn import functional
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from cookbook.data import IGNORED
+from cookbook.chat import IGNORED
 from cookbook.profiles import CookbookError, place_in_launch
 
 WORLD_SIZE = "world_size"  # the file of a checkpoint that tells how many processes wrote it
@@ -31,25 +31,38 @@ SMALLEST_DISK = 2**20  # bytes; with less left, a save that failed has failed fo
 _NOT_IDENTITY = ("profile", "own")  # settings that do not change what is trained
 
 
-def prepare_run(folder: Path, config: SimpleNamespace) -> Path:
+def prepare_run(
+    folder: Path, config: SimpleNamespace, made_of: dict[str, str] | None = None
+) -> Path:
     """Return `folder` ready for this run, and its `checkpoints` folder made.
 
-    A run that was interrupted under the same settings is kept, to be resumed. A finished run, or
-    one under other settings, is never overwritten: it moves aside to `<folder>.1`, `.2`, ...
+    `made_of` are digests of the model's files and of the rows (`models.identity_of`). A run that
+    was interrupted under the same settings and made of the same is kept, to be resumed. A finished
+    run, or another one, is never overwritten: it moves aside to `<folder>.1`, `.2`, ...
     Of several processes that were launched together the first does it, and the others find it done.
     """
     settings = {key: value for key, value in vars(config).items() if key not in _NOT_IDENTITY}
-    identity = json.loads(json.dumps(settings, default=str))
+    identity = json.loads(json.dumps(settings | (made_of or {}), default=str))
     record = folder / "run.json"
     with first_process_first():
         if record.is_file():
+            earlier = json.loads(record.read_text(encoding="utf-8"))
             finished = (folder / "metrics.json").is_file()
-            if finished or json.loads(record.read_text(encoding="utf-8")) != identity:
-                why = "finished" if finished else "began with other settings"
+            if finished or earlier != identity:
+                changed = {name for name in identity if earlier.get(name) != identity[name]}
+                why = "finished" if finished else f"began with other {_in_words(changed)}"
                 print(f"An earlier run that {why} was kept as {_move_aside(folder).name}.")
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         write_atomically(record, json.dumps(identity, indent=2) + "\n")
     return folder
+
+
+def _in_words(changed: set[str]) -> str:
+    """Say what differs between two runs: settings, or the content of rows or of a model's files."""
+    content = {"rows": "rows (the data changed)", "model_files": "weights (the model changed)"}
+    named = [words for name, words in content.items() if name in changed]
+    settings = sorted(changed - {*content})
+    return " and ".join(named + ([f"settings ({', '.join(settings)})"] if settings else []))
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -221,16 +234,26 @@ def supervised_logits(
     every position with the whole vocabulary; where no label is, that work has no use. An
     encoder-decoder's labels are a sequence of their own, nearly all of it supervised.
     """
+    logits, targets, _ = _supervised(model, inputs)
+    return logits, targets
+
+
+def _supervised(
+    model: PreTrainedModel, inputs: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return logits and targets at supervised positions, and the routers' auxiliary loss, if the
+    inputs ask for one (`output_router_logits`).
+    """
     targets = shifted_labels(model, inputs["labels"])
     wanted = targets != IGNORED
     rest = {key: value for key, value in inputs.items() if key != "labels"}
     if model.config.is_encoder_decoder:
         # With its decoder's input given it needs no labels, from which it would compute a loss too.
         given = rest if "decoder_input_ids" in inputs else inputs
-        return model(**given).logits[wanted], targets[wanted]
+        return model(**given).logits[wanted], targets[wanted], None
     with output_layer_at(model, wanted):
-        logits = model(**rest, use_cache=False).logits
-    return logits, targets[wanted]
+        output = model(**rest, use_cache=False)
+    return output.logits, targets[wanted], getattr(output, "aux_loss", None)
 
 
 def use_supervised_positions_loss(trainer: Trainer) -> None:
@@ -253,15 +276,28 @@ def use_supervised_positions_loss(trainer: Trainer) -> None:
     ) -> torch.Tensor:
         if return_outputs:
             raise NotImplementedError("Set `prediction_loss_only=True`: there are no full logits.")
-        logits, targets = supervised_logits(trainer.accelerator.unwrap_model(model), inputs)
+        weight = _weight_of_routers(trainer)
+        if weight:
+            inputs = inputs | {"output_router_logits": True}
+        plain = trainer.accelerator.unwrap_model(model)
+        logits, targets, of_routers = _supervised(plain, inputs)
         total = functional.cross_entropy(logits.float(), targets, reduction="sum")
+        balance = 0.0 if of_routers is None else weight * of_routers
         if num_items_in_batch is None:
-            return total / targets.numel()
+            return total / targets.numel() + balance
         # Counted over all processes, whose gradients are averaged and not added up.
         processes: int = trainer.accelerator.num_processes
-        return total * processes / num_items_in_batch
+        # The mean of a micro-batch, and Trainer adds up those of a step.
+        balance = balance / trainer.current_gradient_accumulation_steps
+        return total * processes / num_items_in_batch + balance
 
     trainer.compute_loss = compute_loss  # type: ignore[method-assign, assignment]
+
+
+def _weight_of_routers(trainer: Any) -> float:
+    """Return what TRL multiplies the auxiliary loss of experts' routers with; 0 without them."""
+    enabled = getattr(trainer, "aux_loss_enabled", False)
+    return float(trainer.router_aux_loss_coef) if enabled else 0.0
 
 
 class _AllTrained(Exception):
@@ -344,6 +380,11 @@ def guarded(trainer: Trainer) -> Iterator[None]:
     longest are tried first, so that a lack of memory shows now and not hours later.
     """
     callback, start = _Guard(trainer), time.monotonic()
+    if _weight_of_routers(trainer):
+        # TRL sets it, and asks in each call besides. Left in the configuration, and in those of
+        # checkpoints, it breaks generating (see `evaluation`).
+        model: Any = trainer.model
+        model.config.get_text_config().output_router_logits = False
     trainer.add_callback(callback)
     usual = signal.signal(signal.SIGTERM, callback.ask)
     try:

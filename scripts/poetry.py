@@ -34,6 +34,14 @@ MIRROR_VARIABLE = "POETRY_PYPI_MIRROR_URL"
 INSTALL_VARIABLE = "COOKBOOK_INSTALL"
 BOOTSTRAP = "bootstrap"
 FORCE_BOOTSTRAP = f"POETRY={BOOTSTRAP}"
+# Settings for another installation than into this `.venv`: where to, with which Python, and what.
+OTHERS = (
+    *("PYTHONHOME", "PYTHONPATH", "PYTHONUSERBASE", "PIP_REQUIRE_HASHES"),
+    *("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_SRC", "PIP_PYTHON"),
+    *("PIP_REQUIRE_VIRTUALENV", "PIP_REQUIRE_VENV", "PIP_DRY_RUN"),
+    *("PIP_REQUIREMENT", "PIP_CONSTRAINT", "PIP_EDITABLE", "PIP_NO_DEPS", "PIP_NO_DEPENDENCIES"),
+    *("PIP_PLATFORM", "PIP_PYTHON_VERSION", "PIP_IMPLEMENTATION", "PIP_ABI"),
+)
 
 
 class SetupError(Exception):
@@ -81,7 +89,13 @@ def poetry_version(command: str) -> tuple[int, ...] | None:
     """What `command --version` says, as numbers; None when it is no working Poetry."""
     try:
         result = subprocess.run(
-            [command, "--version"], capture_output=True, text=True, timeout=60, check=False
+            [command, "--version"],
+            env=for_this_venv(os.environ),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=60,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -151,7 +165,7 @@ def ask_pip(environment: Mapping[str, str], pythons: Sequence[str]) -> PipSettin
     The URL may carry credentials: show it only through `redact`.
     """
     # A narrow terminal would break the URL in the help text over two lines.
-    wide = {**environment, "COLUMNS": "1000"}
+    wide = {**for_this_venv(environment), "COLUMNS": "1000"}
     for python in pythons:
         listing = _pip(wide, python, "config", "list")
         if listing is None:
@@ -169,16 +183,28 @@ def _pip(environment: Mapping[str, str], python: str, *arguments: str) -> str | 
     result = subprocess.run(
         [python, "-m", "pip", *arguments],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env=environment,
         check=False,
     )
     return result.stdout if result.returncode == 0 else None
 
 
+def for_this_venv(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what its user set for installing elsewhere.
+
+    PIP_USER alone would end pip in a virtual environment. Index, proxy and certificates stay.
+    """
+    child = {name: value for name, value in environment.items() if name not in OTHERS}
+    child["PIP_USER"] = "0"  # a pip.conf may ask for it too
+    return child
+
+
 def make_venv(folder: Path, *options: str) -> None:
     """Create (or complete) a virtual environment under the running Python."""
-    result = subprocess.run([sys.executable, "-m", "venv", *options, str(folder)], check=False)
+    command = [sys.executable, "-m", "venv", *options, str(folder)]
+    result = subprocess.run(command, env=for_this_venv(os.environ), check=False)
     if result.returncode != 0:
         raise SetupError(
             f"{sys.executable} could not make the virtual environment {folder.name}/. On Debian "
@@ -212,8 +238,10 @@ def _fits(python: Path) -> bool:
         return False
     probe = subprocess.run(
         [str(python), "-c", "import sys; print(*sys.version_info[:2])"],
+        env=for_this_venv(os.environ),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     version = tuple(int(part) for part in probe.stdout.split())
@@ -230,7 +258,7 @@ def bundled_is_whole(folder: Path) -> bool:
     stamp = folder / ".poetry" / "complete"
     return (
         stamp.is_file()
-        and stamp.read_text() == _stamp_text()
+        and stamp.read_text(encoding="utf-8") == _stamp_text()
         and (folder / ".poetry" / "bin" / "python").exists()
         and bundled_poetry(folder).exists()
     )
@@ -262,15 +290,23 @@ def bootstrap(folder: Path, environment: Mapping[str, str]) -> Poetry:
         *(f"poetry=={POETRY_VERSION}", f"poetry-plugin-pypi-mirror=={PLUGIN_VERSION}"),
     ]
     # Handed over in the environment, where a password in the URL shows in no process list.
-    result = subprocess.run(install, env={**environment, "PIP_INDEX_URL": index}, check=False)
+    result = subprocess.run(
+        install, env={**for_this_venv(environment), "PIP_INDEX_URL": index}, check=False
+    )
     if result.returncode != 0:
         raise SetupError(
             f"Poetry {POETRY_VERSION} could not be installed from {redact(index)} (pip's message "
             "is above). Check the network and the index pip is set to (`pip config list`), then "
             "run make again; or set POETRY to a Poetry 2.2 or newer that you have."
         )
+    if not bundled_poetry(folder).exists():
+        raise SetupError(
+            f"pip installed Poetry somewhere else than into {own}: a pip.conf names a `target`, a "
+            "`prefix` or a `root` (`pip config list`). Take it out, or set PIP_CONFIG_FILE to a "
+            "file without it."
+        )
     # Written last: without this file the next call starts over.
-    (own / "complete").write_text(_stamp_text())
+    (own / "complete").write_text(_stamp_text(), encoding="utf-8")
     return poetry
 
 
@@ -279,8 +315,9 @@ def poetry_environment(
 ) -> dict[str, str]:
     """The environment in which Poetry installs into `folder/.venv` and nowhere else."""
     # An active environment of the user's would be taken for the one to install into.
-    active = {"VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "PYTHONHOME"}
+    active = {"VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV"}
     child = {name: value for name, value in environment.items() if name not in active}
+    child = for_this_venv(child)
     child["POETRY_VIRTUALENVS_CREATE"] = "true"
     child["POETRY_VIRTUALENVS_IN_PROJECT"] = "true"
     if folder != root:

@@ -48,7 +48,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Load what records hold where it is asked for: other runs need not import the package."""
+    """Load what records hold where it is asked for: other runs need not import the package.
+
+    As commands do, say where relative paths begin, and that text is UTF-8: kernels inherit it.
+    """
+    os.environ.setdefault("COOKBOOK_FROM", os.getcwd())
+    os.environ.setdefault("PYTHONUTF8", "1")
+    if offline := os.environ.get("COOKBOOK_OFFLINE"):
+        os.environ["COOKBOOK_OFFLINE"] = os.path.abspath(os.path.expanduser(offline))
     if config.getoption("--held") or config.getoption("--proof"):
         from tests import held
 

@@ -39,7 +39,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from cookbook import data, groups, memory, training
+from cookbook import chat, groups, memory, models, training
 from tests.bench import rows
 from tests.bench.meter import Meter
 from tests.bench.works import WITHOUT, Work
@@ -109,7 +109,7 @@ def load(work: Work, attn_implementation: str | None = None, without: str = "") 
         encoder_decoder = T5Config(**shape, feed_forward_proj="gated-gelu")
         encoder_decoder.decoder_start_token_id = end
         return AutoModelForSeq2SeqLM.from_config(encoder_decoder, **kind)
-    path = data.resolve_model(rows.MODEL)
+    path = models.resolve_model(rows.MODEL)
     if work.kind == "grpo":
         path = os.environ[WARM]
     computed: torch.dtype = getattr(torch, work.precision)
@@ -302,7 +302,7 @@ def bare(work: Work, meter: Meter, order: str | None) -> Any:
     model.train()
     for step in _steps(work, model, meter, parts, order):
         meter.begin_step()
-        count = sum(int((batch["labels"] != data.IGNORED).sum()) for batch in step)
+        count = sum(int((batch["labels"] != chat.IGNORED).sum()) for batch in step)
         total = 0.0
         for batch in step:
             with lean(model):

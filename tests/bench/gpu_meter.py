@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerCallback
 
 from cookbook import memory
-from cookbook.data import IGNORED
+from cookbook.chat import IGNORED
 from tests.bench.gpu_operations import Given
 from tests.bench.gpu_works import GpuWork
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from cookbook.data import IGNORED
+from cookbook.chat import IGNORED
 from tests.bench.gpu_works import GpuWork
 
 SPECIAL = ("<pad>", "<end>", "<unk>")  # the first token ids

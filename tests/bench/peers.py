@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cookbook import data
+from cookbook import models
 from cookbook.profiles import ROOT
 from tests.bench import rows
 from tests.bench.works import PEERS, Work
@@ -90,7 +90,7 @@ def environment(peer: str) -> Path:
 
 def _export(work: Work, folder: Path) -> dict[str, object]:
     """Write the work's rows, as messages and as tokens, and return the task."""
-    model = data.resolve_model(rows.MODEL)
+    model = models.resolve_model(rows.MODEL)
     messages, tokenized = folder / "messages.jsonl", folder / "tokens.jsonl"
     for path, found in (
         (messages, rows.fitting_conversations(work)),

@@ -4,10 +4,11 @@ from itertools import chain
 from typing import Any
 
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from cookbook import data
+from cookbook import chat, data, forms, models
 from tests.bench.works import Work
 
 MODEL = "offline:SmolLM2-135M-Instruct"
@@ -21,18 +22,18 @@ GPT2_VOCABULARY = 2048
 
 def tokenizer() -> PreTrainedTokenizerBase:
     """Return SmolLM2's tokenizer."""
-    return AutoTokenizer.from_pretrained(data.resolve_model(MODEL))
+    return AutoTokenizer.from_pretrained(models.resolve_model(MODEL))
 
 
 def conversations() -> Dataset:
     """Return the instruction data as rows of `prompt` and `completion` messages."""
-    return data.as_conversations(data.load_splits(INSTRUCTIONS)["train"], "train split")
+    return forms.as_conversations(data.load_splits(INSTRUCTIONS)["train"], "train split")
 
 
 def supervised(work: Work) -> Dataset:
     """Return rows of `input_ids` and `labels` for supervised fine-tuning, none too long."""
     words = tokenizer()
-    rows = data.supervise_answers(conversations(), words, words.eos_token_id)
+    rows = chat.supervise_answers(conversations(), words, words.eos_token_id)
     rows = rows.select_columns(["input_ids", "labels"])
     if work.rows == "documents":
         return _joined(rows, work.max_length)
@@ -51,7 +52,7 @@ def fitting_conversations(work: Work) -> Dataset:
     """Return the conversations behind `supervised`, in the same order, for who tokenizes itself."""
     words, rows = tokenizer(), conversations()
     lengths = [
-        len(one) for one in data.supervise_answers(rows, words, words.eos_token_id)["input_ids"]
+        len(one) for one in chat.supervise_answers(rows, words, words.eos_token_id)["input_ids"]
     ]
     kept = [place for place, length in enumerate(lengths) if length <= work.max_length]
     return _sample(rows.select(kept), work).select_columns(["prompt", "completion"])
@@ -73,7 +74,7 @@ def _joined(rows: Dataset, length: int) -> Dataset:
 def blocks(work: Work) -> Dataset:
     """Return blocks of Shakespeare in tokens of a small vocabulary of its own."""
     texts = data.load_splits(TEXT)["train"]["text"][:60]
-    words = Tokenizer(models.BPE())
+    words = Tokenizer(BPE())
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=GPT2_VOCABULARY, show_progress=False)

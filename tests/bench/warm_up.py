@@ -12,19 +12,19 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from cookbook import data, training
+from cookbook import chat, data, forms, models, training
 from tests.bench import rows
 
 
 def main(folder: str) -> None:
     """Train with the settings of the recipe's warm-up, merge, and save the model."""
     words = rows.tokenizer()
-    model = AutoModelForCausalLM.from_pretrained(data.resolve_model(rows.MODEL))
+    model = AutoModelForCausalLM.from_pretrained(models.resolve_model(rows.MODEL))
     sums = data.load_splits(rows.SUMS)["train"].select(range(40))
-    shown = data.as_conversations(
+    shown = forms.as_conversations(
         sums.map(lambda row: {"completion": f"#### {row['answer']}"}), "train split"
     )
-    tokenized = data.supervise_answers(shown, words, words.eos_token_id)
+    tokenized = chat.supervise_answers(shown, words, words.eos_token_id)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = SFTTrainer(
             model=model.float(),

@@ -180,8 +180,8 @@ FAULTS = (
         "answers without a thought are trained with the template of thoughts",
         QWEN3,
         swap(
-            "return with_mode(data.as_conversations(pairs), thinking)",
-            "return data.as_conversations(pairs)",
+            "return with_mode(forms.as_conversations(pairs, quiet=True), thinking)",
+            "return forms.as_conversations(pairs, quiet=True)",
         ),
         (f"{HUB}[{QWEN3[:-6]}-gpu16]",),
     ),

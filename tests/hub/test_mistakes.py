@@ -122,7 +122,7 @@ def test_a_trained_empty_thought_is_refused(
     hub: LoopbackHub, lead_to: Lead, tmp_path: Path
 ) -> None:
     # Without the switch a direct row is rendered as if the model had to write the empty thought.
-    switched = "return with_mode(data.as_conversations(pairs), thinking)"
-    removed = {switched: "return data.as_conversations(pairs)"}
+    switched = "return with_mode(forms.as_conversations(pairs, quiet=True), thinking)"
+    removed = {switched: "return forms.as_conversations(pairs, quiet=True)"}
     said = _complaint(with_changes(QWEN3, tmp_path, removed), lead_to(hub, "gpu16"))
     assert "the empty thought of a direct row is trained" in said

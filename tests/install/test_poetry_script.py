@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import venv
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -180,7 +181,99 @@ def test_an_active_environment_is_not_installed_into(tmp_path: Path) -> None:
         "POETRY_VIRTUALENVS_CREATE": "true",
         "POETRY_VIRTUALENVS_IN_PROJECT": "true",
         "PATH": "/bin",
+        "PIP_USER": "0",
     }
+
+
+# --- What is set for installing elsewhere ---------------------------------------------------
+
+ELSEWHERE = {
+    **{"PIP_USER": "1", "PIP_TARGET": "/t", "PIP_PREFIX": "/p", "PIP_ROOT": "/r"},
+    **{"PIP_REQUIRE_VIRTUALENV": "1", "PIP_PYTHON": "/nowhere/python", "PIP_CONSTRAINT": "/c"},
+    **{"PYTHONPATH": "/x", "PYTHONHOME": "/nowhere", "PYTHONUSERBASE": "/u"},
+}
+KEPT = {"PIP_INDEX_URL": INDEX, "PIP_CONFIG_FILE": os.devnull, "HTTPS_PROXY": "http://proxy"}
+SHOW = 'env | grep -E "^(PIP_|PYTHON|HTTPS)" | sort > "$0.seen"; '
+
+
+def test_pip_is_asked_past_settings_for_elsewhere() -> None:
+    assert asked(**KEPT, **ELSEWHERE) == script.PipSettings(INDEX, None)
+
+
+def test_a_virtual_environments_pip_installs_into_it(
+    tmp_path: Path, make_tool: MakeTool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pip that would install Poetry tells what it was given."""
+    (tmp_path / ".poetry").mkdir()
+    pip = make_tool("python", f'{SHOW}touch "${{0%/*}}/poetry"')
+    monkeypatch.setattr(script, "ask_pip", lambda *_: script.PipSettings(INDEX, None))
+
+    def venv(folder: Path, *_: str) -> None:
+        (folder / "bin").mkdir()
+        (folder / "bin" / "python").write_bytes(pip.read_bytes())
+        (folder / "bin" / "python").chmod(0o755)
+
+    monkeypatch.setattr(script, "make_venv", venv)
+    script.bootstrap(tmp_path, {"PATH": os.environ["PATH"], **KEPT, **ELSEWHERE})
+    seen = (tmp_path / ".poetry" / "bin" / "python.seen").read_text(encoding="utf-8")
+    wanted = {**KEPT, "PIP_USER": "0"}
+    assert dict(line.split("=", 1) for line in seen.splitlines()) == wanted
+
+
+def test_a_pip_that_installs_elsewhere_all_the_same_is_told(
+    tmp_path: Path, make_tool: MakeTool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".poetry").mkdir()
+    pip = make_tool("python", "exit 0")
+    monkeypatch.setattr(script, "ask_pip", lambda *_: script.PipSettings(INDEX, None))
+    monkeypatch.setattr(script, "bundled_poetry", lambda folder: folder / ".poetry" / "poetry")
+
+    def venv(folder: Path, *_: str) -> None:
+        (folder / "bin").mkdir()
+        (folder / "bin" / "python").symlink_to(pip)
+
+    monkeypatch.setattr(script, "make_venv", venv)
+    with pytest.raises(script.SetupError, match="pip.conf names a `target`.*PIP_CONFIG_FILE"):
+        script.bootstrap(tmp_path, {"PATH": os.environ["PATH"]})
+
+
+def test_poetry_is_called_past_settings_for_elsewhere(
+    tmp_path: Path, make_tool: MakeTool, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = f'{SHOW}test "$1" = --version && {{ {version_body("2.4.0")}; exit; }}; exit 0'
+    tool = make_tool("poetry", body)
+    # Its --version is asked in the environment of this process.
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    environment = {"PATH": f"{tool.parent}:/bin:/usr/bin", **KEPT, **ELSEWHERE}
+    assert script.run(["install"], root, environment) == 0
+    seen = Path(f"{tool}.seen").read_text(encoding="utf-8")
+    assert dict(line.split("=", 1) for line in seen.splitlines()) == {**KEPT, "PIP_USER": "0"}
+
+
+def test_the_real_pip_of_a_virtual_environment_takes_no_user_installation(tmp_path: Path) -> None:
+    venv.create(tmp_path / "v", with_pip=True)
+    (tmp_path / "package").mkdir()
+    call = [
+        str(tmp_path / "v" / "bin" / "python"),
+        "-m",
+        "pip",
+        "install",
+        "--no-index",
+        "--dry-run",
+    ]
+    call += ["--no-build-isolation", str(tmp_path / "package")]
+    config = tmp_path / "pip.conf"
+    config.write_text("[install]\nuser = true\n", encoding="utf-8")
+    given = {"PATH": os.environ["PATH"], "PIP_CONFIG_FILE": str(config), **ELSEWHERE}
+    said = [
+        subprocess.run(call, env=environment, capture_output=True, encoding="utf-8").stderr
+        for environment in (
+            {**given, "PYTHONHOME": "", "PIP_PYTHON": ""},
+            script.for_this_venv(given),
+        )
+    ]
+    assert "user" in said[0].lower() and "user" not in said[1].lower()
+    assert "Neither 'setup.py' nor 'pyproject.toml'" in said[1], "it came as far as the package"
 
 
 def test_an_image_installs_outside_the_mounted_tree(tmp_path: Path, make_tool: MakeTool) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -114,9 +117,89 @@ def rows(draw: st.DrawFn, usual: tuple[str, ...]) -> list[Row]:
     most = draw(st.sampled_from([0, 0, 1, 2]))
     faults = draw(st.lists(st.sampled_from(FAULTS), max_size=most, unique=True))
     dice = random.Random(draw(st.integers(0, 2**32)))
+    if len(columns) > 1 and draw(st.booleans()):  # the same rows, kept in another form
+        found = draw(st.sampled_from(FORMS))(found, columns[0], columns[1])
     for fault in faults:
         found = fault(found, dice, draw) if found else found
     return found
+
+
+def in_messages(found: list[Row], asked: str, answered: str) -> list[Row]:
+    """Keep rows as conversations, some of two questions."""
+    kept = []
+    for n, one in enumerate(found):
+        turns = [("user", one[asked]), ("assistant", one[answered])] * (1 + n % 2)
+        kept.append({"messages": [{"role": role, "content": said} for role, said in turns]})
+    return kept
+
+
+def in_sharegpt(found: list[Row], asked: str, answered: str) -> list[Row]:
+    """Keep rows as ShareGPT has them, with a system text in a column of its own."""
+    pairs = [[("human", one[asked]), ("gpt", one[answered])] for one in found]
+    return [
+        {"system": "Be short.", "conversations": [{"from": a, "value": b} for a, b in pair]}
+        for pair in pairs
+    ]
+
+
+def in_alpaca(found: list[Row], asked: str, answered: str) -> list[Row]:
+    """Keep rows as instructions, some of which are about something."""
+    return [
+        {"instruction": one[asked], "input": "" if n % 2 else "this", "output": one[answered]}
+        for n, one in enumerate(found)
+    ]
+
+
+def in_trl(found: list[Row], asked: str, answered: str) -> list[Row]:
+    """Keep rows as TRL's conversational form, with what else they have."""
+    return [
+        one
+        | {
+            "prompt": [{"role": "user", "content": one[asked]}],
+            "completion": [{"role": "assistant", "content": one[answered]}],
+        }
+        for one in found
+    ]
+
+
+def in_parts(found: list[Row], asked: str, answered: str) -> list[Row]:
+    """Keep rows as messages whose content is a list of parts, a question without."""
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": one[asked]},
+                {"role": "model", "content": [{"type": "text", "text": one[answered]}]},
+            ]
+        }
+        for one in found
+    ]
+
+
+def in_questions(found: list[Row], asked: str, answered: str) -> list[Row]:
+    """Keep rows as questions and answers."""
+    return [{"question": one[asked], "answer": one[answered]} for one in found]
+
+
+def with_tools(found: list[Row], asked: str, answered: str) -> list[Row]:
+    """Keep rows as conversations in which a tool is called before the answer."""
+    kept = []
+    for n, one in enumerate(found):
+        arguments: Any = {f"name{n % 3}": n}
+        call = {"name": "look", "arguments": json.dumps(arguments) if n % 2 else arguments}
+        turns = [
+            {"role": "user", "content": one[asked]},
+            {"role": "assistant", "content": None, "tool_calls": [{"function": call}]},
+            {"role": "tool", "content": "seen"},
+            {"role": "assistant", "content": one[answered]},
+        ]
+        kept.append({"tools": [{"type": "function", "function": LOOK}], "messages": turns})
+    return kept
+
+
+LOOK = {"name": "look", "description": "Look.", "parameters": {"type": "object", "properties": {}}}
+FORMS: tuple[Callable[[list[Row], str, str], list[Row]], ...] = (
+    *(in_messages, in_sharegpt, in_alpaca, in_trl, in_parts, in_questions, with_tools),
+)
 
 
 def number(one: Row, name: str, n: int) -> Row:
@@ -200,13 +283,16 @@ def jsonl(draw: st.DrawFn, found: list[Row]) -> bytes:
 
 
 @st.composite
-def csv_table(draw: st.DrawFn, found: list[Row]) -> bytes:
+def csv_table(draw: st.DrawFn, found: list[Row], separator: str) -> bytes:
     """The bytes of a CSV file, at times with a row of other length, or a quote that never ends."""
     table = io.StringIO()
-    writer = csv.DictWriter(table, list(dict.fromkeys(name for one in found for name in one)))
+    names = list(dict.fromkeys(name for one in found for name in one))
+    quoting: Any = draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
+    writer = csv.DictWriter(table, names, delimiter=separator, quoting=quoting)
     writer.writeheader()
     writer.writerows(found)
-    content = table.getvalue().encode("utf-8", "surrogatepass")
+    encoding = draw(st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16"]))
+    content = table.getvalue().encode(encoding, "surrogatepass")
     if draw(HARDLY_EVER):
         content += draw(
             st.sampled_from([b'"never ends\n', b"a,b,c,d,e,f,g\n", b"\xff,\xfe\n", b"\x00"])
@@ -252,18 +338,49 @@ TEXT_TYPES: tuple[Callable[[pa.Array], pa.Array], ...] = (
 def any_file(draw: st.DrawFn, usual: tuple[str, ...]) -> tuple[str, bytes]:
     """A file's ending and its bytes, at times cut off in the middle as by a full disk."""
     found = draw(rows(usual))
-    kind = draw(st.sampled_from(["jsonl", "jsonl", "json", "csv", "parquet"]))
-    if kind == "csv":
-        content = draw(csv_table(found))
+    kind = draw(st.sampled_from(KINDS))
+    if kind in ("csv", "tsv"):
+        content = draw(csv_table(found, draw(st.sampled_from(SEPARATORS[kind]))))
     elif kind == "parquet":
         content = draw(parquet_table(found))
+    elif kind == "arrow":
+        content = arrow_table(found)
+    elif kind == "txt":
+        content = "\n\n".join(str(value) for one in found for value in one.values()).encode(
+            "utf-8", "surrogatepass"
+        )
     elif kind == "json":
-        content = json.dumps(found).encode()
+        content = json.dumps(draw(st.sampled_from([found, {"data": found}]))).encode()
     else:
         content = draw(jsonl(found))
     if draw(HARDLY_EVER):
         content = content[: len(content) // 2]
-    return kind, content
+    if draw(SELDOM):
+        packed = draw(st.sampled_from(sorted(PACKED)))
+        kind, content = f"{kind}.{packed}", PACKED[packed](content)
+        if draw(HARDLY_EVER):
+            content = content[: len(content) // 2]
+    return (kind.upper() if draw(SELDOM) else kind), content
+
+
+KINDS = ["jsonl", "jsonl", "jsonl", "json", "csv", "csv", "tsv", "parquet", "arrow", "txt"]
+SEPARATORS = {"csv": [",", ",", ";", "|"], "tsv": ["\t"]}
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda content: pa.compress(content, codec="zstd", asbytes=True),
+}
+
+
+def arrow_table(found: list[Row]) -> bytes:
+    """The bytes of an Arrow file."""
+    names = dict.fromkeys(name for one in found for name in one)
+    table = pa.table({name: column([one.get(name) for one in found]) for name in names})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
 
 
 DAMAGES = (

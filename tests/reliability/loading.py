@@ -18,7 +18,7 @@ import pytest
 from datasets import Dataset, List
 from hypothesis import HealthCheck, Phase, given, settings
 
-from cookbook.data import IGNORED
+from cookbook.chat import IGNORED
 from cookbook.profiles import CookbookError
 from cookbook.record import notebooks
 from cookbook.run import recipe_of

@@ -10,12 +10,9 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 from datasets import Dataset, load_dataset
 from pyarrow import parquet
-from transformers import GenerationConfig, PreTrainedConfig
 
-from cookbook import data, evaluation
+from cookbook import data
 from cookbook.data import DataError
-from cookbook.profiles import CookbookError
-from tests.unit import tiny
 
 pytestmark = pytest.mark.unit
 
@@ -192,184 +189,12 @@ def test_data_without_any_text_is_refused(columns: dict[str, list[object]], comp
         list(data.text_batches(Dataset.from_dict(columns), 2, "stories"))
 
 
-def _supervised(
-    question: str, answer: str, template: str = tiny.TEMPLATE, **more: Any
-) -> list[tuple[str, int]]:
-    """Return the tokens of one conversation with `more` columns, each with its label."""
-    tokenizer: Any = tiny.tokenizer()
-    tokenizer.chat_template = template
-    row = {
-        "prompt": [{"role": "user", "content": question}],
-        "completion": [{"role": "assistant", "content": answer}],
-        **more,
-    }
-    (made,) = data.supervise_answers(Dataset.from_list([row]), tokenizer, end_of_turn=1)
-    tokens = tokenizer.convert_ids_to_tokens(made["input_ids"])
-    wanted = tokenizer.convert_tokens_to_ids(tokens)
-    assert all(label in (-100, token) for token, label in zip(wanted, made["labels"], strict=True))
-    return list(zip(tokens, made["labels"], strict=True))
-
-
-def test_the_loss_sees_the_answer_and_nothing_of_the_prompt() -> None:
-    made = _supervised("w1 w2", "w3 w4")
-    assert [token for token, label in made if label == -100] == "user w1 w2 <end> assistant".split()
-    assert [token for token, label in made if label != -100] == ["w3", "w4", "<end>"]
-
-
-def test_what_a_template_writes_after_the_end_of_turn_is_left_out() -> None:
-    after = tiny.TEMPLATE.replace("<end> ", "<end> w39 ")
-    made = [token for token, _ in _supervised("w1", "w3 <end> w4", after)]
-    # Up to the last end of turn: an answer of several turns keeps all of them.
-    assert made == "user w1 <end> w39 assistant w3 <end> w4 <end>".split()
-
-
-@pytest.mark.parametrize(("thinks", "masked"), [(True, 4), (False, 5)])
-def test_a_row_sets_the_switches_of_its_template(thinks: bool, masked: int) -> None:
-    # Written by the template as the prompt's end, or by the model as its answer's beginning.
-    switch = "assistant {% if enable_thinking is defined and not enable_thinking %}w9 {% endif %}"
-    switching = tiny.TEMPLATE.replace("assistant {% endif %}", switch + "{% endif %}")
-    switching = switching.replace(
-        "{{ turn.role }}", "{{ turn.role }}{{ ' w9' if turn.role == 'assistant' }}"
-    )
-    made = _supervised("w1", "w3", switching, chat_template_kwargs={"enable_thinking": thinks})
-    assert [token for token, _ in made] == "user w1 <end> assistant w9 w3 <end>".split()
-    assert [label for _, label in made].count(-100) == masked
-
-
-def test_an_answer_without_end_of_turn_is_kept_whole() -> None:
-    endless = tiny.TEMPLATE.replace("<end> ", "")
-    assert _supervised("w1", "w3 w4", endless)[-2:] == [("w3", 9), ("w4", 10)]
-
-
-def test_a_token_that_spans_the_border_belongs_to_the_answer() -> None:
-    # The prompt ends in "w", unknown by itself, which the answer's "3" makes "w3".
-    merging = tiny.TEMPLATE.replace("{{ turn.content }}", "w{{ turn.content }}")
-    merging = merging.replace("assistant {% endif %}", "assistant w{% endif %}")
-    made = _supervised("1", "3 w4", merging)
-    assert made[-4:] == [("assistant", -100), ("w3", 9), ("w4", 10), ("<end>", 1)]
-    assert [label for _, label in made[:4]] == [-100] * 4
-    assert "<unk>" not in [token for token, _ in made]
-
-
 def test_rows_over_the_limit_are_dropped_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
     rows = Dataset.from_dict({"input_ids": [[1] * 5, [1] * 50]})
     assert data.drop_too_long(rows, 10)["input_ids"] == [[1] * 5]
     assert "Dropped 1 rows of the data over 10 tokens" in capsys.readouterr().out
     with pytest.raises(DataError, match="max_length=4.*Raise `max_length`"):
         data.drop_too_long(rows, 4)
-
-
-@pytest.mark.parametrize(
-    ("labels", "complaint"),
-    [
-        ([-100, -100, -100, -100], "fully masked"),
-        ([3, 6, 7, 1], "supervises its prompt"),
-        ([-100, -100, 7, -100], "end-of-turn token <end>"),
-    ],
-)
-def test_wrong_labels_are_refused(labels: list[int], complaint: str) -> None:
-    rows = Dataset.from_dict({"input_ids": [[3, 6, 7, 1]], "labels": [labels]})
-    with pytest.raises(DataError, match=complaint):
-        data.check_supervision(rows, tiny.tokenizer(), end_of_turn=1)
-
-
-def test_two_bos_tokens_are_refused() -> None:
-    tokenizer = tiny.tokenizer()
-    tokenizer.bos_token = "w0"
-    ids = [6, 6, 7, 1]
-    rows = Dataset.from_dict({"input_ids": [ids], "labels": [[-100, -100, 7, 1]]})
-    with pytest.raises(DataError, match="two BOS"):
-        data.check_supervision(rows, tokenizer, end_of_turn=1)
-
-
-def test_the_view_marks_the_supervised_part_and_escapes_html() -> None:
-    rows = Dataset.from_dict({"input_ids": [[3, 6, 4, 7, 1]], "labels": [[-100] * 3 + [7, 1]]})
-    view = data.SupervisedView(tiny.tokenizer(), rows)
-    assert str(view) == "user w0 assistant⟦w1 <end>⟧"
-    assert "<mark>w1 &lt;end&gt;</mark>" in view._repr_html_()
-
-
-def test_model_folders_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(CookbookError, match="does not exist"):
-        data.resolve_model(str(tmp_path / "absent"))
-    with pytest.raises(CookbookError, match="no config.json"):
-        data.resolve_model(str(tmp_path))
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(CookbookError, match="pickled weights are not loaded"):
-        data.resolve_model(str(tmp_path))
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    assert data.resolve_model(str(tmp_path)) == str(tmp_path)
-
-
-def test_a_hub_id_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = {"model_type": "falcon", "auto_map": {"AutoConfig": "configuration_falcon.FalconConfig"}}
-    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", lambda _: (read, {}))
-    assert data.resolve_model("tiiuae/falcon-7b") == "tiiuae/falcon-7b"
-
-
-CODE = """
-from pathlib import Path
-
-Path(__file__).with_name("it ran").touch()
-"""
-
-
-@pytest.mark.parametrize(
-    ("config", "complaint"),
-    [
-        ({"model_type": "mine"}, "no architecture 'mine'.*names. Set COOKBOOK_MODEL"),
-        (
-            {"model_type": "mine", "auto_map": {"AutoConfig": "code.Config"}},
-            "no architecture 'mine'.*code that it brings of its own is not run",
-        ),
-        ({}, "no architecture None"),
-        (
-            {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}},
-            "quantized already .gptq.*model that it was made from",
-        ),
-    ],
-)
-def test_a_model_that_no_recipe_can_train_is_refused(
-    config: dict[str, object], complaint: str, tmp_path: Path
-) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    (tmp_path / "code.py").write_text(CODE, encoding="utf-8")
-    with pytest.raises(CookbookError, match=complaint):
-        data.resolve_model(str(tmp_path))
-    assert not (tmp_path / "it ran").exists()
-
-
-def test_a_tokenizer_of_another_model_is_noticed() -> None:
-    model = tiny.model()
-    data.check_token_ids(model, [[0, 45], []])
-    with pytest.raises(DataError, match="token id 46, but the model has only 46 tokens"):
-        data.check_token_ids(model, [[3], [0, 46]])
-    rows = Dataset.from_dict({"input_ids": [[3, 99]], "labels": [[3, 99]]})
-    with pytest.raises(DataError, match="do not belong together"):
-        evaluation.completion_loss(model, rows, 1)
-    with pytest.raises(DataError, match="do not belong together"):
-        evaluation.next_token_logits(model, [[3, 99]], [1], 1)
-    with pytest.raises(DataError, match="do not belong together"):
-        evaluation.generate(model, tiny.tokenizer(), [[3, 99]], GenerationConfig(), 1)
-
-
-def test_a_model_to_train_from_nothing_needs_no_weights(tmp_path: Path) -> None:
-    with pytest.raises(CookbookError, match="no config.json"):
-        data.resolve_model(str(tmp_path), weights=False)
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
-    assert data.resolve_model(str(tmp_path), weights=False) == str(tmp_path)
-    with pytest.raises(CookbookError, match="no .*safetensors weights"):
-        data.resolve_model(str(tmp_path))
-
-
-def test_the_embedded_default_must_be_built(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COOKBOOK_OFFLINE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="make offline"):
-        data.resolve_model("offline:SmolLM2-135M-Instruct")
 
 
 @pytest.mark.parametrize(

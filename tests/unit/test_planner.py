@@ -21,17 +21,25 @@ from transformers import (
     FalconConfig,
     Gemma3TextConfig,
     GPT2Config,
+    GraniteMoeConfig,
+    JambaConfig,
+    JetMoeConfig,
     LlamaConfig,
+    MixtralConfig,
     OPTConfig,
     PretrainedConfig,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
     T5Config,
 )
+from transformers.integrations import moe
 
-from cookbook import planner, training
-from cookbook.data import IGNORED
+from cookbook import experts, planner, training
+from cookbook.chat import IGNORED
 from cookbook.memory import GIB
 from cookbook.planner import Shape
+from cookbook.profiles import CookbookError
 
 pytestmark = pytest.mark.unit
 
@@ -61,6 +69,19 @@ FAMILIES: dict[str, PretrainedConfig] = {
         vocab_size=64, d_model=64, d_kv=16, d_ff=96, num_heads=4, num_layers=4, dropout_rate=0.0
     ),
 }
+EXPERTS: dict[str, Any] = {**SMALL, **GROUPED, "num_experts_per_tok": 2}
+WITH_EXPERTS: dict[str, PretrainedConfig] = {
+    "qwen3-moe": Qwen3MoeConfig(**EXPERTS, num_experts=8, moe_intermediate_size=32),
+    "mixtral": MixtralConfig(**EXPERTS, num_local_experts=8),
+    "granitemoe": GraniteMoeConfig(**EXPERTS, num_local_experts=8),
+    "qwen2-moe, a shared expert and a dense layer": Qwen2MoeConfig(
+        **EXPERTS,
+        num_experts=8,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=48,
+        mlp_only_layers=[0],
+    ),
+}
 MEASURED_RATE = planner.matmul_rate
 SETTINGS = SimpleNamespace(
     max_steps=10,
@@ -88,9 +109,15 @@ def plan(config: PretrainedConfig, shape: Shape = SHAPE, **changes: Any) -> plan
 
 
 def really(
-    config: PretrainedConfig, lora: LoraConfig | None, dtype: torch.dtype
+    config: PretrainedConfig, lora: LoraConfig | None, dtype: torch.dtype, one_by_one: bool = False
 ) -> tuple[int, int]:
-    """Run a micro-batch of `SHAPE` and return the bytes it kept and its operations."""
+    """Run a micro-batch of `SHAPE` and return the bytes it kept and its operations.
+
+    `one_by_one` runs each expert by itself, in products that torch's counter knows.
+    """
+    if one_by_one:
+        config = copy.deepcopy(config)
+        config._experts_implementation = "eager"
     kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     held = dtype if lora else torch.float32
     model: Any = kind.from_config(config, dtype=held, attn_implementation="eager").train()
@@ -139,6 +166,75 @@ def test_what_a_step_keeps_and_computes(dtype: torch.dtype, family: str, adapted
     activations = found.memory.activations / planner.ALLOCATOR["cpu"]
     assert activations == pytest.approx(kept, rel=0.02)
     assert found.operations == 10 * 2 * operations
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("family", WITH_EXPERTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_what_a_step_keeps_and_computes_with_experts(
+    dtype: torch.dtype, family: str, adapted: bool
+) -> None:
+    if dtype == torch.float32 and family != "qwen3-moe":
+        pytest.skip("one family is enough to see that nothing is cast")
+    config = WITH_EXPERTS[family]
+    lora = LoraConfig(r=4, **experts.lora_targets(config)) if adapted else None
+    found = plan(config, lora=lora, dtype=dtype)
+    kept, _ = really(config, lora, dtype)
+    assert found.memory.activations / planner.ALLOCATOR["cpu"] == pytest.approx(kept, rel=0.02)
+    _, operations = really(config, lora, dtype, one_by_one=True)
+    assert found.operations == 10 * 2 * operations
+
+
+def test_more_experts_take_memory_and_no_time() -> None:
+    """Of a router's work alone there is more: it gives each expert a score."""
+    few, many = (
+        plan(Qwen3MoeConfig(**EXPERTS, num_experts=count, moe_intermediate_size=256))
+        for count in (8, 32)
+    )
+    tensors = 4 * 3 * 64 * 256  # of one expert in each of four layers
+    assert many.memory.base_weights - few.memory.base_weights == 4 * 24 * (tensors + 4 * 64)
+    assert many.operations == pytest.approx(few.operations, rel=0.02)
+    assert few.weights - few.active == 6 * tensors
+    assert many.weights - many.active == 30 * tensors
+
+
+def test_experts_are_held_in_16_bits_where_the_rest_is_in_4() -> None:
+    config = WITH_EXPERTS["qwen3-moe"]
+    lora = LoraConfig(r=4, **experts.lora_targets(config))
+    found = plan(config, lora=lora, **NF4).memory.base_weights
+    attention = 4 * (2 * 64 * 64 + 2 * 64 * 32)
+    whole = AutoModelForCausalLM.from_config(config).num_parameters()
+    assert found == pytest.approx(attention * planner.NF4_BITS / 8 + 2 * (whole - attention))
+
+
+def test_the_plan_says_held_and_active_weights_where_they_differ() -> None:
+    config = WITH_EXPERTS["qwen3-moe"]
+    whole = AutoModelForCausalLM.from_config(config).num_parameters()
+    active = whole - 4 * 6 * 3 * 64 * 32
+    for lora in (None, LoraConfig(r=4, **experts.lora_targets(config))):
+        found = plan(config, lora=lora)
+        assert f"\n{whole:,} weights held, {active:,} active for a token\n" in str(found)
+    dense = plan(FAMILIES["llama"])
+    assert dense.weights == dense.active and "held" not in str(dense)
+
+
+def test_the_products_of_older_cards_are_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There transformers has a product of its own, of which torch's counter knows nothing."""
+    usual = plan(WITH_EXPERTS["mixtral"]).operations
+    monkeypatch.setattr(moe, "_can_use_grouped_mm", lambda *_: False)
+    assert plan(WITH_EXPERTS["mixtral"]).operations == usual
+
+
+def test_experts_among_layers_without_attention_are_planned() -> None:
+    config = JambaConfig(**EXPERTS, num_experts=8, mamba_dt_rank=4, use_mamba_kernels=False)
+    found = plan(config)
+    assert found.weights - found.active == 2 * 6 * 3 * 64 * 96  # experts are in every other layer
+
+
+def test_experts_that_run_by_content_are_refused() -> None:
+    config = JetMoeConfig(**SMALL, num_key_value_heads=4, kv_channels=16, num_local_experts=4)
+    with pytest.raises(CookbookError, match="A jetmoe model cannot be planned"):
+        plan(config)
 
 
 def test_layers_that_differ_are_all_traced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,17 @@
 """One notebook executed in a real kernel: results kept, failures told, earlier ones untouched."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nbformat
 import pytest
 
 from cookbook import run
+from cookbook.profiles import CookbookError
 
 pytestmark = pytest.mark.unit
 
@@ -36,7 +42,7 @@ def _notebook(folder: Path, *cells: str) -> Path:
     notebook.cells = [nbformat.v4.new_code_cell(text) for text in (TABLE, *cells)]
     notebook.cells[0].metadata["tags"] = ["parameters"]
     path = folder / "99-Test" / "Small.ipynb"
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, path)
     return path
 
@@ -86,3 +92,110 @@ def test_bad_settings_stop_before_a_kernel_starts(
 def test_no_such_notebook(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main([str(tmp_path / "none.ipynb")]) == 2
     assert "is no file" in capsys.readouterr().err
+
+
+def test_a_notebook_without_metrics_is_told(
+    tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main([str(_notebook(tmp_path))]) == 0
+    assert "It wrote no metrics.json. Executed notebook: " in capsys.readouterr().out
+    assert (runs / "Small.ipynb").is_file()
+
+
+# --- Where it is started, and with which locale and home ------------------------------------
+
+SAYS = """
+from cookbook.profiles import choose_profile
+from cookbook.report import run_folder
+config = choose_profile(PROFILES)
+text = open("text").read()
+print(config.model, config.dataset, run_folder("99-Test/Small", config), text, sep="\\n")
+"""
+# As cron and slim containers have it: no locale, and no home that can be written.
+BARE = {"PATH": os.environ["PATH"], "HOME": "/proc/nope", "LC_ALL": "C", "OMP_NUM_THREADS": "1"}
+BARE |= {"PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
+def test_relative_paths_begin_in_the_shell_whatever_its_locale_home_and_links(
+    tmp_path: Path,
+) -> None:
+    """In one run, for each start takes seconds."""
+    shell = tmp_path / "Ordner für «mich» 数据"
+    _notebook(shell / "real", SAYS)
+    (shell / "real" / "99-Test" / "text").write_text("⟦ü⟧", encoding="utf-8")
+    (shell / "link").symlink_to(shell / "real")
+    for name in ("my model ü", "data"):
+        (shell / name).mkdir()
+    (shell / "data" / "ü 1.jsonl").touch()
+    settings = {"MODEL": "my model ü", "DATASET": "data/ü 1.jsonl", "RUNS": "link/meine Läufe"}
+    done = subprocess.run(
+        [sys.executable, "-m", "cookbook.run", "link/99-Test/Small.ipynb"],
+        cwd=shell,
+        env=BARE | {f"COOKBOOK_{name}": value for name, value in settings.items()},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    folder = shell / "link" / "meine Läufe" / "99-Test" / "Small" / "cpu-own"
+    executed = nbformat.read(folder / "Small.ipynb", as_version=4)
+    said = [one.text for one in executed.cells[-1].outputs if one.get("name") == "stdout"]
+    wanted = [shell / "my model ü", shell / "data" / "ü 1.jsonl", folder, "⟦ü⟧"]
+    assert "".join(said).splitlines() == list(map(str, wanted))
+    assert "Executed notebook: real/meine Läufe/99-Test/Small/cpu-own/Small.ipynb" in done.stdout
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_a_kernel_starts(
+    tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HOME", "/proc/nope")
+    monkeypatch.setenv("COOKBOOK_DATASET", "someone/something")
+    assert run.main([str(_notebook(tmp_path))]) == 1
+    said = capsys.readouterr().err
+    assert "/proc/nope/datasets (" in said and "`export HF_HOME=" in said
+    assert not runs.exists()
+
+
+@pytest.mark.parametrize("place", ["/proc/nope", "file"])
+def test_runs_that_cannot_be_written_are_named_before_a_kernel_starts(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("COOKBOOK_RUNS", str(tmp_path / place))
+    assert run.main([str(_notebook(tmp_path))]) == 1
+    said = capsys.readouterr().err
+    assert f"{place}/99-Test/Small/cpu cannot be written" in said and "Set COOKBOOK_RUNS" in said
+
+
+# --- Two at once ----------------------------------------------------------------------------
+
+
+def test_a_second_run_of_the_same_folder_is_refused_and_the_first_goes_on(
+    tmp_path: Path, runs: Path
+) -> None:
+    with run.held(runs):
+        with pytest.raises(CookbookError, match=rf"process {os.getpid()}.*set COOKBOOK_RUNS"):
+            with run.held(runs):
+                pass
+        with run.held(runs.with_name("cpu-own")):
+            pass
+    with run.held(runs):
+        pass
+    assert not (runs / "run.pid").exists()
+
+
+def test_a_folder_is_free_again_when_its_run_was_killed(tmp_path: Path, runs: Path) -> None:
+    command = [sys.executable, "-m", "cookbook.run", str(_notebook(tmp_path, "while True: pass"))]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as first:
+        end = time.monotonic() + 120
+        while not (runs / "run.pid").exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        try:
+            with pytest.raises(CookbookError, match=f"Another run .*process {first.pid}"):
+                with run.held(runs):
+                    pass
+        finally:
+            os.killpg(first.pid, signal.SIGKILL)
+    with run.held(runs):
+        pass

@@ -1,0 +1,469 @@
+"""The forms in which people keep conversations, recognised and brought into one.
+
+That one is TRL's: `prompt` and `completion`, both lists of chat messages; the completion is the
+last assistant turn. What else a row holds (`tools`, `answer`, ...) stays beside them.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset, Features, Json
+
+from cookbook.files import DataError
+
+Row = dict[str, Any]
+Turn = dict[str, Any]
+
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt", "function_call"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "ipython", "function_response"), "tool"),
+}
+TURNS = ("messages", "conversations", "conversation")  # columns that hold whole conversations
+PAIRS = (
+    ("prompt", "completion"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("question", "answer"),
+    ("query", "response"),
+    ("prompt", "response"),
+    ("question", "response"),
+    ("prompt", "output"),
+    ("input", "output"),
+    ("document", "summary"),
+    ("prompt", "answer"),
+)
+SYSTEM = ("system", "system_prompt")
+BESIDE_INSTRUCTION = ("input", "context")  # Alpaca's and Dolly's names for what it is about
+HELD_APART = ("instruction", "question", "query")  # usually without what they are about
+
+
+class _Unusable(Exception):
+    """A row that cannot be trained on; the text is the reason, for the count of dropped rows."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How rows are read: which columns, and what to call it."""
+
+    name: str
+    columns: tuple[str, ...]
+    read: Callable[[Row], list[Turn]]
+
+    def __str__(self) -> str:
+        return f"{self.name} in {', '.join(f'`{one}`' for one in self.columns)}"
+
+
+def recognise(rows: Dataset, name: str = "data") -> tuple[Form, list[Form]]:
+    """Return the form that rows have, and others that they could be read as.
+
+    Raises `DataError` where there is none, with the columns that there are.
+    """
+    columns = rows.column_names
+    found = [
+        form for form in (*_conversations(rows), *_pairs(columns)) if {*form.columns} <= {*columns}
+    ]
+    if wanted := {*_named()}:  # what was named so goes before what was not
+        found.sort(key=lambda form: -len(wanted & {*form.columns}))
+    if not found:
+        raise DataError(
+            f"The {name} has the columns {', '.join(sorted(columns))}; needed are `prompt` and "
+            '`completion`, or `messages`, or another form that the page "Bring your own data" '
+            'lists. Name yours: COOKBOOK_COLUMNS="yours=prompt,another=completion".'
+        )
+    return found[0], found[1:]
+
+
+def _conversations(rows: Dataset) -> list[Form]:
+    forms = []
+    for column in TURNS:
+        if column in rows.column_names:
+            first: Any = next((_parsed(turns) for turns in rows[column] if turns), [])
+            turn = first[0] if isinstance(first, list) and first else None
+            kind = "ShareGPT conversations" if _is_share_gpt(turn) else "conversations"
+
+            def read(row: Row, at: str = column) -> list[Turn]:
+                return _with_system(row, row[at])
+
+            forms.append(Form(kind, (column,), read))
+    return forms
+
+
+def _is_share_gpt(turn: Any) -> bool:
+    return isinstance(turn, dict) and "from" in turn
+
+
+def _pairs(columns: list[str]) -> list[Form]:
+    """Return the readings as question and answer, with and without what the question is about.
+
+    An instruction, or a column that was renamed, is read with it. A prompt by that name is likely
+    to hold it already.
+    """
+    forms = []
+    named = {ours for ours, theirs in _named().items() if ours != theirs}
+    for asked, answered in PAIRS:
+        beside = [one for one in BESIDE_INSTRUCTION if one in columns and asked != "input"]
+        readings: list[str | None] = [*beside[:1], None]
+        if asked not in HELD_APART and asked not in named:
+            readings.reverse()
+        for about in readings:
+            forms.append(_pair(asked, answered, about))
+    return forms
+
+
+def _pair(asked: str, answered: str, about: str | None) -> Form:
+    kind = "instructions (Alpaca)" if asked == "instruction" else f"{asked}s and {answered}s"
+    if (asked, answered) == ("query", "response"):
+        kind = "queries and responses"
+
+    def read(row: Row) -> list[Turn]:
+        return _from_pair(row, row[asked], row[answered], row[about] if about else None)
+
+    return Form(kind, (asked, about, answered) if about else (asked, answered), read)
+
+
+def _named() -> dict[str, str]:
+    """Return the names that COOKBOOK_COLUMNS gave to columns -> those they have in the file."""
+    pairs = [one.partition("=") for one in os.environ.get("COOKBOOK_COLUMNS", "").split(",")]
+    return {ours.strip(): theirs.strip() for theirs, _, ours in pairs if ours}
+
+
+def as_conversations(rows: Dataset, name: str = "data", quiet: bool = False) -> Dataset:
+    """Return rows with the columns `prompt` and `completion`, both lists of chat messages.
+
+    The completion is the last assistant turn; earlier ones stay in the prompt. Columns of other
+    names stay. Rows that cannot be trained on are dropped and counted, each reason with the numbers
+    of its first rows; if none is left, or no form is recognised, `DataError` says so.
+    """
+    form, others = recognise(rows, name)
+    kept: list[Row] = []
+    places: list[int] = []
+    dropped: dict[str, list[int]] = {}
+    cut = 0
+    for place, row in enumerate(rows):
+        try:
+            turns, unanswered = conversation(row, form)
+        except _Unusable as error:
+            dropped.setdefault(str(error), []).append(place + 1)
+            continue
+        cut += unanswered
+        places.append(place)
+        kept.append({"prompt": turns[:-1], "completion": turns[-1:]} | _tools(row))
+    if not quiet:
+        print(f"The {name}: {len(rows)} rows of {form}.")
+        _say_others(form, others)
+        if cut:
+            print(f"Left out what follows the last answer, in {cut} rows of the {name}.")
+    report_dropped(dropped, name)
+    if not kept:
+        raise DataError(
+            f"The {name} has no usable row left. Check its prompts and completions ({form})."
+        )
+    used = {
+        *form.columns,
+        "prompt",
+        "completion",
+        *SYSTEM,
+        *(["history"] if "history" in rows.column_names else []),
+    }
+    rest = rows.select(places).remove_columns(
+        [one for one in rows.column_names if one in used | {"tools"}]
+    )
+    features = Features({one: Json() for one in kept[0]})
+    columns = {one: [row[one] for row in kept] for one in kept[0]}
+    made = Dataset.from_dict(columns, features=features)
+    for column in rest.column_names:
+        made = made.add_column(column, rest[column], feature=rest.features[column])
+    return made
+
+
+def _say_others(form: Form, others: list[Form]) -> None:
+    """Say how the rows could be read too, and what chooses that."""
+    theirs = _named()
+    if len(form.columns) == 3 and form.columns[0] != "instruction":
+        about = form.columns[1]
+        kept = [f"{theirs[one]}={one}" for one in theirs if one in form.columns and one != about]
+        say = ",".join([*kept, f"{theirs.get(about, about)}=unused"])
+        print(f'To leave out `{about}`: COOKBOOK_COLUMNS="{say}".')
+    others = [one for one in others if _differs(one, form)]
+    if others:
+        say = ",".join(f"{theirs.get(one, one)}={one}" for one in others[0].columns)
+        print(f'It could be read as {others[0]} too: COOKBOOK_COLUMNS="{say}".')
+
+
+def _differs(other: Form, form: Form) -> bool:
+    """Tell whether another reading is one that somebody may have meant.
+
+    `answer` beside prompt and completion is what the completion comes to, for a program to check.
+    """
+    if {*other.columns} <= {*form.columns}:
+        return False
+    return not ("answer" in other.columns and {"prompt", "completion"} <= {*form.columns})
+
+
+def conversation(row: Row, form: Form) -> tuple[list[Turn], bool]:
+    """Return a row's turns up to its last answer, and whether others followed that.
+
+    Raises `_Unusable` with the reason for a row that cannot be trained on.
+    """
+    turns = [_turn(one) for one in form.read(row) if not _is_empty_system(one)]
+    last = max((n for n, one in enumerate(turns) if one["role"] == "assistant"), default=-1)
+    asked = any(one["role"] == "user" for one in turns[:last])
+    if last < 1 or not asked:
+        raise _Unusable("no assistant turn after a prompt")
+    return turns[: last + 1], last + 1 < len(turns)
+
+
+def _is_empty_system(turn: Turn) -> bool:
+    """Tell whether a system turn says nothing; many data sets write one into every row."""
+    said = turn.get("content", turn.get("value"))
+    return _role(turn) == "system" and not _text(said).strip()
+
+
+def _tools(row: Row) -> Row:
+    """Return the row's `tools`, if it has any, as a list of their descriptions."""
+    if "tools" not in row:
+        return {}
+    tools = _parsed(row["tools"])
+    if tools and not (isinstance(tools, list) and all(isinstance(one, dict) for one in tools)):
+        raise _Unusable("tools is not a list of descriptions")
+    return {"tools": tools or None}
+
+
+def _parsed(value: Any) -> Any:
+    """Return what a text of JSON stands for (tables without lists hold them so), else the value."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _with_system(row: Row, turns: Any) -> list[Turn]:
+    turns = _parsed(turns)
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise _Unusable("the conversation is not a list of turns")
+    if turns and _role(turns[0]) == "system":
+        return turns
+    return [*_system_of(row), *turns]
+
+
+def _system_of(row: Row) -> list[Turn]:
+    said = next((row[one] for one in SYSTEM if isinstance(row.get(one), str)), "")
+    return [{"role": "system", "content": said}] if said.strip() else []
+
+
+def _from_pair(row: Row, asked: Any, answered: Any, about: Any) -> list[Turn]:
+    """Return the turns of a row that has what was asked and what was answered."""
+    before, after = _parsed_turns(asked), _parsed_turns(answered)
+    if before is None:
+        if beside := _text(about).strip():
+            asked = f"{_text(asked)}\n\n{beside}"
+        before = [*_history(row), {"role": "user", "content": asked}]
+    if after is None:
+        after = [{"role": "assistant", "content": answered}]
+    return _with_system(row, before + after)
+
+
+def _parsed_turns(value: Any) -> list[Turn] | None:
+    """Return messages where a prompt or completion holds such, and None where it holds text."""
+    found = _parsed(value)
+    if isinstance(found, list) and found and all(isinstance(one, dict) for one in found):
+        return found if {"role", "from"} & {*found[0]} else None
+    return None
+
+
+def _history(row: Row) -> list[Turn]:
+    """Return earlier questions and answers, as Alpaca's relatives keep them in `history`."""
+    turns = []
+    for pair in row.get("history") or []:
+        if isinstance(pair, list) and len(pair) == 2:
+            turns += [
+                {"role": role, "content": said} for role, said in zip(("user", "assistant"), pair)
+            ]
+    return turns
+
+
+def _role(turn: Turn) -> str | None:
+    return ROLES.get(str(turn.get("role", turn.get("from"))).strip().lower())
+
+
+def _turn(turn: Turn) -> Turn:
+    """Return one turn by its standard names, its content as text, its calls as objects."""
+    role = _role(turn)
+    if role is None:
+        known = "system, user, assistant, tool"
+        raise _Unusable(f"a role other than {known} (or a known name for one of them)")
+    said = turn.get("content", turn.get("value"))
+    calls = _calls(turn, said)
+    if calls and _is_call(turn):
+        said = ""
+    content = _text(said, role).strip()
+    if not content and not calls and role != "tool":
+        raise _Unusable("an empty turn")
+    kept = {
+        key: value
+        for key, value in turn.items()
+        if key not in ("role", "from", "content", "value", "tool_calls", "function_call")
+        and value is not None
+    }
+    return {"role": role, "content": content} | kept | ({"tool_calls": calls} if calls else {})
+
+
+def _text(said: Any, role: str = "user") -> str:
+    """Return content as text: of numbers, of parts, of a tool's objects."""
+    if said is None or said != said:  # a number that is missing is no number
+        return ""
+    if isinstance(said, str):
+        return said
+    if isinstance(said, bool):
+        return str(said).lower()
+    if isinstance(said, (int, float)):
+        return str(said)
+    parts = said.get("parts", [said]) if isinstance(said, dict) else said
+    if not isinstance(parts, list):
+        raise _Unusable("a content that is no text")
+    texts = [one if isinstance(one, str) else _part(one) for one in parts]
+    if all(one is not None for one in texts):
+        return "\n".join(str(one) for one in texts)
+    if role == "tool":
+        return json.dumps(said, ensure_ascii=False)
+    raise _Unusable("a part of its content is no text (a picture, a file)")
+
+
+def _part(part: Any) -> str | None:
+    if isinstance(part, dict) and part.get("type", "text") in ("text", "input_text", "output_text"):
+        text = part.get("text")
+        return text if isinstance(text, str) else None
+    return None
+
+
+def _calls(turn: Turn, said: Any) -> list[dict[str, Any]]:
+    """Return a turn's tool calls in the form that chat templates read, arguments as objects."""
+    found = _parsed(turn.get("tool_calls")) or []
+    if turn.get("function_call"):
+        found = [_parsed(turn["function_call"])]
+    elif _is_call(turn):
+        found = _parsed(said)
+    found = [found] if isinstance(found, dict) else found
+    if not isinstance(found, list):
+        raise _Unusable("a tool call that is no object")
+    return [_call(one) for one in found]
+
+
+def _is_call(turn: Turn) -> bool:
+    """Tell whether a turn's role says that its text is a call."""
+    return str(turn.get("role", turn.get("from"))).strip().lower() == "function_call"
+
+
+def _call(call: Any) -> dict[str, Any]:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise _Unusable("a tool call without the name of its function")
+    arguments = function.get("arguments", function.get("parameters"))
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except ValueError:
+            pass
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        raise _Unusable("a tool call whose arguments are no JSON object")
+    kept = {key: call[key] for key in ("id",) if isinstance(call.get(key), str)}
+    named = {"name": function["name"], "arguments": arguments}
+    return kept | {"type": "function", "function": named}
+
+
+def report_dropped(dropped: dict[str, list[int]] | Counter[str], name: str) -> None:
+    """Say how many rows were dropped for which reason, with the numbers of the first ones."""
+    for reason, found in dropped.items():
+        if isinstance(found, int):
+            count, where = found, ""
+        else:
+            count = len(found)
+            first = ", ".join(map(str, found[:5]))
+            where = f" (row{'s' if count > 1 else ''} {first}{', ...' if count > 5 else ''})"
+        if count:
+            print(f"Dropped {count} rows of the {name}: {reason}{where}.")
+
+
+def as_pairs(rows: Dataset, names: tuple[str, str], name: str = "data") -> Dataset:
+    """Return rows with two columns of text called `names`: what was asked and what was answered.
+
+    Rows that have both columns as text, and nothing that belongs to them in others, stay as they
+    are. Of conversations the system text stands before the question, and a thought that has a place
+    of its own before the answer, between `<think>` and `</think>`; those of several questions, or
+    with tools, are dropped and counted.
+    """
+    asked, answered = names
+    if {asked, answered} <= {*rows.column_names} and not _holds_more(rows, names):
+        return rows
+    talks = as_conversations(rows, name)
+    kept: list[tuple[str, str]] = []
+    places: list[int] = []
+    for place, row in enumerate(talks):
+        *before, question = row["prompt"]
+        (answer,) = row["completion"]
+        asked_once = {one["role"] for one in before} <= {"system", "user"}
+        single = question["role"] == "user" and asked_once
+        if single and answer["content"] and not (row.get("tools") or answer.get("tool_calls")):
+            texts = [one["content"] for one in (*before, question)]
+            kept.append(("\n\n".join(texts), _with_thought(answer)))
+            places.append(place)
+    dropped = sorted({*range(len(talks))} - {*places})
+    reason = "more than one question, or a tool, where this recipe takes one question"
+    report_dropped({reason: [place + 1 for place in dropped]}, name)
+    if not kept:
+        raise DataError(f"The {name} has no usable row left: {reason}.")
+    left = talks.select(places)
+    known = {"prompt", "completion", "tools", *names}
+    left = left.remove_columns([one for one in left.column_names if one in known])
+    made = Dataset.from_dict(dict(zip(names, map(list, zip(*kept)))))
+    for column in left.column_names:
+        made = made.add_column(column, left[column], feature=left.features[column])
+    return made
+
+
+def _holds_more(rows: Dataset, names: tuple[str, str]) -> bool:
+    """Tell whether rows hold messages, or a system text or the like beside question and answer."""
+    if any(_parsed_turns(one) for column in names for one in rows.take(20)[column]):
+        return True
+    form = recognise(rows)[0] if names in PAIRS else None
+    if form is None or (form.columns[0], form.columns[-1]) != names:
+        return False
+    return len(form.columns) > 2 or bool({*SYSTEM, "history", "tools"} & {*rows.column_names})
+
+
+def _with_thought(answer: Turn) -> str:
+    thought = next((answer[key] for key in THOUGHTS if isinstance(answer.get(key), str)), "")
+    said = str(answer["content"])
+    return f"<think>\n{thought.strip()}\n</think>\n\n{said}" if thought.strip() else said
+
+
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys under which turns keep thoughts
+
+
+def with_rule(prompt: list[Turn], rule: str) -> list[Turn]:
+    """Return a prompt with a rule as its system turn, before what that says already."""
+    first = prompt[0] if prompt and prompt[0]["role"] == "system" else None
+    said = f"{rule}\n\n{first['content']}" if first else rule
+    return [{"role": "system", "content": said}, *prompt[1 if first else 0 :]]
+
+
+def with_shots(prompt: list[Turn], shots: list[Turn]) -> list[Turn]:
+    """Return a prompt with example turns after its system turn."""
+    at = 1 if prompt and prompt[0]["role"] == "system" else 0
+    return [*prompt[:at], *shots, *prompt[at:]]
+
+
+def as_shot(row: Row) -> list[Turn]:
+    """Return a row's last question and its answer, to be shown as an example."""
+    asked = [turn for turn in row["prompt"] if turn["role"] == "user"]
+    return [*asked[-1:], *row["completion"]]

@@ -1,0 +1,302 @@
+"""The reader's own model: whether it can be trained as it is, and what has to be said of it."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
+
+from cookbook import hub
+from cookbook.data import EMBEDDED
+from cookbook.files import DataError
+from cookbook.offline import offline_path
+from cookbook.profiles import CookbookError
+
+_POINTER = b"version https://git-lfs"
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "tokenizer_config.json")
+_ENDS = 2**20  # bytes at either end of a large file that stand for it in a run's identity
+
+
+def resolve_model(name: str, weights: bool = True, encoder_decoder: bool = False) -> str:
+    """Return a folder or Hub id that `from_pretrained` takes, after checking that it is usable.
+
+    `offline:<name>` is a model of the embedded default. A folder must hold `config.json` and, if
+    `weights` are wanted, safetensors (whole ones) and a tokenizer; pickled weights are refused,
+    since loading them can run code. So are an adapter without its base, an architecture that needs
+    code of the model's own or that is no language model, weights that are quantized already, and an
+    encoder-decoder unless the recipe takes one.
+    """
+    if name.startswith(EMBEDDED):
+        return str(offline_path(name.removeprefix(EMBEDDED)))
+    folder = Path(name).expanduser()
+    if folder.is_file():
+        raise CookbookError(_of_a_file(folder))
+    if not folder.is_dir():
+        if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise CookbookError(
+                f"The model folder {name} does not exist. Set COOKBOOK_MODEL to a folder with "
+                "config.json and *.safetensors, or to a Hub id such as HuggingFaceTB/SmolLM2-135M."
+            )
+        _check_architecture(name, encoder_decoder)
+        return name
+    _check_folder(folder, weights)
+    _check_architecture(str(folder), encoder_decoder)
+    return str(folder)
+
+
+def _of_a_file(path: Path) -> str:
+    if path.suffix == ".gguf":
+        return _GGUF.format(path)
+    return f"{path} is a file. Set COOKBOOK_MODEL to the folder that holds config.json."
+
+
+_GGUF = (
+    "{} holds its weights as GGUF, quantized for llama.cpp, from which nothing is trained here. "
+    "Set COOKBOOK_MODEL to the model that it was made from."
+)
+
+
+def _check_folder(folder: Path, weights: bool) -> None:
+    """Raise `CookbookError` for a folder from which no model could be loaded whole."""
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise CookbookError(_of_an_adapter(folder))
+        if list(folder.glob("*.gguf")):
+            raise CookbookError(_GGUF.format(folder))
+        inside = sorted(path.parent for path in folder.glob("*/config.json"))
+        found = f" {inside[0]} has one." if inside else ""
+        raise CookbookError(
+            f"{folder} has no config.json, so it is no model folder. Check the path.{found}"
+        )
+    for path in (*folder.glob("*.json"), *folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise CookbookError(
+                    f"{path} is only a pointer to the file. Fetch it: `git lfs pull` in {folder}."
+                )
+    if not weights:
+        return
+    found_weights = sorted(folder.glob("*.safetensors"))
+    if not found_weights:
+        if list(folder.glob("*.gguf")):
+            raise CookbookError(_GGUF.format(folder))
+        raise CookbookError(
+            f"{folder} has no *.safetensors weights, and pickled weights are not loaded because "
+            "they can run code. Convert them: `model.save_pretrained(folder)` writes safetensors."
+        )
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        parts = {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        missing = sorted(part for part in parts if not (folder / part).is_file())
+        if missing:
+            raise CookbookError(
+                f"{folder} lacks {len(missing)} of {len(parts)} files of weights, {missing[0]} "
+                "first. Copy or download the model anew."
+            )
+    for path in found_weights:
+        try:
+            with safe_open(path, framework="pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise CookbookError(
+                f"{path} is not whole ({error}). Copy or download the model anew."
+            ) from error
+    if not any(path for pattern in _TOKENIZERS for path in folder.glob(pattern)):
+        raise CookbookError(
+            f"{folder} has no tokenizer (tokenizer.json). Save it beside the weights: "
+            f"`AutoTokenizer.from_pretrained(<its base>).save_pretrained({str(folder)!r})`."
+        )
+
+
+def _of_an_adapter(folder: Path) -> str:
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    base = settings.get("base_model_name_or_path")
+    merged = f"{str(folder).rstrip('/')}-merged"
+    code = (
+        "from peft import AutoPeftModelForCausalLM as M; from transformers import AutoTokenizer as "
+        f"T; M.from_pretrained('{folder}').merge_and_unload().save_pretrained('{merged}'); "
+        f"T.from_pretrained('{folder}').save_pretrained('{merged}')"
+    )
+    return (
+        f"{folder} holds an adapter, which is nothing without its base model ({base}). Merge the "
+        f'two, and train from that: .venv/bin/python -c "{code}" and COOKBOOK_MODEL={merged}.'
+    )
+
+
+def _check_architecture(name: str, encoder_decoder: bool) -> None:
+    """Raise `CookbookError` for a folder or Hub id whose `config.json` no recipe can train from."""
+    if not Path(name).is_dir():
+        settings = hub.model_settings(name)
+    else:
+        try:
+            settings, _ = PreTrainedConfig.get_config_dict(name)
+        except (OSError, ValueError) as error:
+            raise CookbookError(f"The config.json of {name} cannot be read: {error}") from error
+    kind = settings.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        own = " The code that it brings of its own is not run." if "auto_map" in settings else ""
+        raise CookbookError(
+            f"transformers knows no architecture {kind!r}, which the config.json of {name} names."
+            f"{own} Set COOKBOOK_MODEL to a model of an architecture that it knows."
+        )
+    if quantized := settings.get("quantization_config"):
+        raise CookbookError(
+            f"The weights of {name} are quantized already ({quantized.get('quant_method')}), which "
+            "recipes do by themselves. Set COOKBOOK_MODEL to the model that it was made from."
+        )
+    if _reads_only(settings):
+        raise CookbookError(
+            f"{name} is an encoder ({kind}): it reads texts and writes none, so it cannot be "
+            "trained to answer. Set COOKBOOK_MODEL to a language model, such as "
+            "HuggingFaceTB/SmolLM2-135M-Instruct."
+        )
+    both = settings.get("is_encoder_decoder", False) or (
+        kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES and "is_decoder" not in settings
+    )
+    if both and not encoder_decoder:
+        raise CookbookError(
+            f"{name} is an encoder-decoder ({kind}), and this recipe trains decoders. Take "
+            "03-Instruction-Tuning/Summarization-FLAN-T5.ipynb, or another model."
+        )
+
+
+def _reads_only(settings: dict[str, Any]) -> bool:
+    """Tell an encoder: made to fill gaps, and neither a decoder nor one half of two."""
+    kind = settings["model_type"]
+    if kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES or settings.get("is_decoder"):
+        return False
+    writes = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind in _SEES
+    return kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or not writes
+
+
+_SEES = {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
+
+
+def causal_class(model_path: str) -> tuple[Any, PreTrainedConfig, dict[str, str] | None]:
+    """Return a decoder's class, its configuration, and the `key_mapping` of `from_pretrained`.
+
+    Of a model that also sees, they are those of its text part, which is loaded alone; one line says
+    so. Its weights have other names in the file: without the mapping transformers would find none
+    of them and start from random ones.
+    """
+    whole = AutoConfig.from_pretrained(model_path)
+    text = whole.get_text_config()
+    if text is whole or whole.model_type not in _SEES:
+        return AutoModelForCausalLM, whole, None
+    if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise CookbookError(
+            f"transformers has no class for the text part of {whole.model_type} alone. Set "
+            "COOKBOOK_MODEL to a model of text."
+        )
+    print(f"This model also sees: its text part ({text.model_type}) is trained, alone.")
+    mapping = {
+        r"^(model\.)?(language_model|text_model)\.lm_head\.": "lm_head.",
+        r"^(model\.)?(language_model|text_model)\.(model\.)?": "model.",
+    }
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(text)], text, mapping
+
+
+def check_loaded(loaded: dict[str, Any]) -> None:
+    """Raise `CookbookError` where weights are missing from a model's files.
+
+    `loaded` is what `from_pretrained(output_loading_info=True)` returns beside the model.
+    transformers starts missing weights from random numbers, with a printed report and no error.
+    """
+    if missing := sorted(loaded["missing_keys"]):
+        raise CookbookError(
+            f"{len(missing)} of the model's tensors are not in its files, {missing[0]} first, and "
+            "would be random weights. Check that weights and config.json belong together."
+        )
+
+
+def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the model a row for each token that was added to its tokenizer, and say so.
+
+    Tokens that nobody added and that have no row mean another model's tokenizer: `DataError`.
+    """
+    table: Any = model.get_input_embeddings()
+    rows = table.weight.shape[0]
+    beyond = sorted(number for number in tokenizer.get_vocab().values() if number >= rows)
+    if not beyond:
+        return
+    added = {*tokenizer.added_tokens_decoder}
+    if not {*beyond} <= added:
+        _refuse_tokenizer(beyond[-1], rows)
+    model.resize_token_embeddings(beyond[-1] + 1)
+    print(
+        f"{len(beyond)} tokens were added to the tokenizer: the model got rows for them, which "
+        "begin as the mean of all others. With LoRA they stay so (`trainable_token_indices` of "
+        "LoraConfig trains them)."
+    )
+
+
+def _refuse_tokenizer(largest: int, known: int) -> None:
+    raise DataError(
+        f"The tokenizer made the token id {largest}, but the model has only {known} tokens: "
+        "they do not belong together. Take tokenizer and config.json from the same model."
+    )
+
+
+def check_token_ids(model: PreTrainedModel, rows: Iterable[Sequence[int]]) -> None:
+    """Raise `DataError` for a token id that the model has no row for.
+
+    The tokenizer is then another model's. A CPU calls it an index out of range, and a GPU nothing
+    that a person could read.
+    """
+    table: Any = model.get_input_embeddings()
+    known = table.weight.shape[0]
+    largest = max((max(row) for row in rows if len(row)), default=0)
+    if largest >= known:
+        _refuse_tokenizer(largest, known)
+
+
+# --- What a run was made of -----------------------------------------------------------------
+
+
+def identity_of(model: str, rows: Iterable[Dataset] = ()) -> dict[str, str]:
+    """Return digests of a model's files and of rows, by which a run knows what it was made of.
+
+    Of a file over 2 MiB its size and both ends count: hashing tens of gigabytes takes minutes, and
+    other weights have other numbers everywhere. A Hub id counts by its commit.
+    """
+    digest = hashlib.sha256()
+    folder = Path(model)
+    if folder.is_dir():
+        for path in sorted(one for one in folder.iterdir() if one.is_file()):
+            digest.update(f"{path.name} {path.stat().st_size}".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(_ENDS))
+                file.seek(max(file.tell(), path.stat().st_size - _ENDS))
+                digest.update(file.read())
+    else:
+        commit = getattr(AutoConfig.from_pretrained(model), "_commit_hash", None)
+        digest.update(f"{model} {commit}".encode())
+    return {"model_files": digest.hexdigest()[:16], "rows": digest_of(rows)}
+
+
+def digest_of(parts: Iterable[Dataset]) -> str:
+    """Return a digest of all that tables hold."""
+    digest = hashlib.sha256()
+    for rows in parts:
+        for row in rows:
+            digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()[:16]

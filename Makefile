@@ -69,6 +69,7 @@ NOTEBOOKS = $(sort $(wildcard $(addsuffix /*.ipynb,$(FOLDERS))))
 override FOLDER := $(patsubst %/,%,$(FOLDER))
 export NB FOLDER MARK JUPYTER_PORT JUPYTER_IP RECIPE PROFILE STEPS WORK ROUNDS
 export BUDGET
+export DATA MODEL
 # Set on many servers and in many containers: Python would then compile torch, transformers and trl
 # anew at every start, and each notebook would begin some seven seconds later.
 unexport PYTHONDONTWRITEBYTECODE
@@ -85,7 +86,7 @@ endif
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install install-full-finetuning install-peft install-instruction-tuning \
-	install-reasoning install-dev install-all lock offline quickstart notebook notebooks test test-all stale \
+	install-reasoning install-dev install-all lock offline quickstart notebook notebooks check-data test test-all stale \
 	test-contract test-unit test-hub test-recipes lint format jupyter script record gallery gpu-check \
 	audit bench docker-build docker-up docker-down docker-shell docker-logs docker-test clean \
 	check-notebook check-folder check-docker check-caches
@@ -129,6 +130,10 @@ quickstart: $(STAMP)peft ## Fine-tune a language model now and print how much be
 
 notebook: check-notebook $(NB_STAMP) ## Execute one notebook: make notebook NB=02-PEFT/Falcon-7B-LoRA.ipynb
 	@$(VENV_PYTHON) -m cookbook.run "$$NB"
+
+# NB's group where one is named, else that of the recipe that is taken without.
+check-data: $(if $(NB),check-notebook $(NB_STAMP),$(STAMP)peft) ## Look through data before training: make check-data DATA=my.jsonl (NB=, MODEL=)
+	@$(VENV_PYTHON) -m cookbook.check_data "$$DATA" --nb "$$NB" --model "$$MODEL"
 
 notebooks: check-folder $(FOLDER_STAMPS) offline ## Execute and check all notebooks, or those of FOLDER=02-PEFT
 	@$(VENV_PYTHON) -m pytest -m recipes tests/recipes $(if $(FOLDER),-k "$$FOLDER")

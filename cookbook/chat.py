@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets import Dataset, Features, List, Value
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from cookbook.files import DataError
 from cookbook.forms import THOUGHTS, Row, Turn, report_dropped
+from cookbook.hub import check_tokenizer
 from cookbook.profiles import CookbookError
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
@@ -134,6 +135,7 @@ def fit_template(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> Non
     template itself is changed, so that it is saved with the model. Of several templates by name
     the one is kept that the rows need.
     """
+    check_tokenizer(tokenizer, str(tokenizer.name_or_path))
     system = together = tools = False
     number = "probed000"  # Mistral's templates want nine letters or digits
     for row in rows:
@@ -234,7 +236,7 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         for one in ((_SAID, {}), ("probed value", {"tool_calls": [call]}))
     )
     found = [own[token] for token in said[:1]]
-    if not {*said[:1]} & {*called}:
+    if said and said[0] not in called:
         # The last one: those before it close the call, and another one may follow.
         found += [own[token] for token in called[-1:]]
     if tokenizer.eos_token_id is not None:
@@ -302,21 +304,28 @@ def supervise_answers(
         raise DataError(f"No row can be learned: {next(iter(refused))}.")
     if len(made) > len({*places}):
         print(
-            f"{len({*places})} conversations became {len(made)} rows, one for each answer: the "
-            "chat template writes earlier answers otherwise than it asks for them."
+            f"{len({*places})} conversations became {len(made)} rows, one for each answer: "
+            "earlier answers stand otherwise in the whole than the model has to generate them."
         )
     labeller.report()
-    kept = rows if places == list(range(len(rows))) else rows.select(places)
-    columns = {name: [one[name] for one in made] for name in ("input_ids", "labels")}
-    features = dict.fromkeys(columns, List(Value("int64")))
-    for name in ("prompt", "completion"):
-        values = [one[name] for one in made]
-        if values != list(kept[name]):
-            columns[name], features[name] = values, rows.features[name]
-    kept = kept.remove_columns([name for name in columns if name in kept.column_names])
-    # Not `add_column`, which knows no columns of JSON.
-    new = Dataset.from_dict(columns, features=Features(features))
-    return concatenate_datasets([kept, new], axis=1) if kept.column_names else new
+    return _with_columns(rows, places, made)
+
+
+def _with_columns(rows: Dataset, places: Sequence[int], made: Sequence[Row]) -> Dataset:
+    """Return the rows at `places` with what was made of each.
+
+    Columns are made anew, since `add_column` knows none of JSON.
+    """
+    own = {"input_ids": List(Value("int64")), "labels": List(Value("int64"))}
+    features = Features({**rows.features, **own})
+    columns: dict[str, list[Any]] = {}
+    for name in features:
+        if name in made[0]:
+            columns[name] = [one[name] for one in made]
+        else:
+            values = list(rows[name])
+            columns[name] = [values[place] for place in places]
+    return Dataset.from_dict(columns, features=features)
 
 
 class _Labeller:
@@ -331,19 +340,24 @@ class _Labeller:
         self._ends = [ends] if isinstance(ends, int) else [*ends]
         template = str(tokenizer.chat_template)
         self._marked = re.search(r"\{%-?\s*generation\s*-?%\}", template) and tokenizer.is_fast
-        self._marked_otherwise = self._thoughts = 0
+        self._marked_otherwise = self._thoughts = self._closed = 0
 
     def report(self) -> None:
         """Say what was found in the template."""
         if self._marked_otherwise:
             print(
-                f"In {self._marked_otherwise} rows the chat template's generation markers enclose "
-                "another part than the model has to generate: the latter is supervised."
+                f"The chat template's generation markers enclose {self._marked_otherwise} answers "
+                "otherwise than the model has to generate them: the latter is supervised."
             )
         if self._thoughts:
             print(
                 f"The chat template leaves out the thoughts of {self._thoughts} answers: they are "
                 "supervised between <think> and </think>."
+            )
+        if self._closed:
+            print(
+                f"The thoughts of {self._closed} answers are left out: their prompts close the "
+                "thought before the answer begins."
             )
 
     def examples(self, row: Row) -> list[Row]:
@@ -395,10 +409,11 @@ class _Labeller:
         if not text.startswith(prompt):
             border = self._border(turns, prompt, text, switches)
         answer = text[border:]
+        thought, said = _thought_and_rest(turns[-1])
         if prompt.rstrip().endswith("</think>"):  # no thought is left to be generated
+            self._closed += bool(thought)
             _, closed, rest = answer.partition("</think>")
             return rest.lstrip("\n") if closed and border < len(prompt) else answer
-        thought, said = _thought_and_rest(turns[-1])
         if _squeezed(thought) in _squeezed(answer):
             return answer
         self._thoughts += 1
@@ -407,11 +422,26 @@ class _Labeller:
         return f"{begun}{thought}\n</think>\n\n{answer[at:]}"
 
     def _border(self, turns: list[Turn], prompt: str, text: str, switches: Row) -> int:
-        """Return where prompt and text part, before letters that an answer happens to share."""
+        """Return where an answer begins in a text that does not begin with its prompt."""
+        # A word of ours in place of the answer, which may begin with the prompt's own letters.
         turn = {key: value for key, value in turns[-1].items() if key not in THOUGHTS}
         probed = render(self._tokenizer, [*turns[:-1], turn | {"content": _SAID}], **switches)
-        same = os.path.commonprefix([prompt, text, probed.partition(_SAID)[0]])
-        return len(same)
+        head = os.path.commonprefix([text, probed.partition(_SAID)[0]])
+        asked = render(self._tokenizer, turns[:-1], **switches)
+        before = len(os.path.commonprefix([asked, prompt]))
+        same = len(os.path.commonprefix([head, prompt]))
+        if same >= before:
+            return same
+        # Earlier turns are written otherwise, too: look for the header, or for its beginning.
+        header = prompt[before:]
+        lengths = range(len(header) - 1, min(3, len(header) - 1), -1)
+        part = next((n for n in lengths if head.endswith(header[:n])), 0)
+        whole = head.rfind(header)
+        if part and len(head) - part > whole:
+            return len(head)
+        if whole < 0 or not header:
+            raise TemplateError("the prompt for an answer does not stand before that answer")
+        return whole + len(header)
 
     def _continued(self, text: str) -> list[int]:
         """Return the ids of a text that does not begin one: SentencePiece adds a blank to those."""
@@ -429,7 +459,8 @@ class _Labeller:
     ) -> None:
         """Count an answer that the template's generation markers enclose otherwise.
 
-        They may leave out the end of the turn, and enclose what follows that.
+        They may leave out the end of the turn, and enclose what follows that. The last bytes of a
+        letter may be missing: transformers marks its first token.
         """
         if not self._marked:
             return
@@ -437,7 +468,7 @@ class _Labeller:
         marked = template(turns, return_dict=True, return_assistant_tokens_mask=True, **switches)
         mask = list(marked["assistant_masks"])
         end = start + self._length(ids[start:])
-        self._marked_otherwise += any(mask[start - 1 : start]) or not all(mask[start : end - 1])
+        self._marked_otherwise += any(mask[start - 1 : start]) or not all(mask[start : end - 4])
 
 
 def _thought_and_rest(turn: Turn) -> tuple[str, str]:

@@ -136,12 +136,17 @@ def drop_rows_without(rows: Dataset, columns: Sequence[str], name: str = "data")
     A column of numbers, or of true and false, becomes text. Stops with `DataError` where no row is
     left.
     """
+    missing = {column: {""} for column in columns}
     for column in columns:
-        if getattr(rows.features[column], "dtype", "").startswith(("int", "uint", "float", "bool")):
+        kind = getattr(rows.features[column], "dtype", "")
+        if kind.startswith(("int", "uint", "float", "bool")):
             rows = rows.cast_column(column, Value("string"))
+        if kind.startswith("float"):
+            missing[column].add("nan")  # no number, and no text either
 
     def whole(row: dict[str, Any]) -> bool:
-        return all(isinstance(row[column], str) and row[column].strip() for column in columns)
+        texts = {column: row[column] for column in columns}
+        return all(isinstance(t, str) and t.strip() not in missing[c] for c, t in texts.items())
 
     kept = rows.filter(whole)
     report_dropped(Counter({f"no text in {' or '.join(columns)}": len(rows) - len(kept)}), name)

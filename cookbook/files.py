@@ -327,7 +327,7 @@ def table_of(rows: Sequence[Row], where: str) -> Dataset:
 def _as_text(value: Any) -> str | None:
     if isinstance(value, bool):
         return str(value).lower()
-    return None if value is None else str(value)
+    return None if value is None or value != value else str(value)
 
 
 def _whole_numbers(values: list[Any]) -> list[Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset, Features, Json
+from datasets import Dataset, Features, Json, Value
 
 from cookbook.files import DataError
 
@@ -148,12 +148,13 @@ def as_conversations(rows: Dataset, name: str = "data", quiet: bool = False) -> 
     for place, row in enumerate(rows):
         try:
             turns, unanswered = conversation(row, form)
+            tools = _tools(row)
         except _Unusable as error:
             dropped.setdefault(str(error), []).append(place + 1)
             continue
         cut += unanswered
         places.append(place)
-        kept.append({"prompt": turns[:-1], "completion": turns[-1:]} | _tools(row))
+        kept.append({"prompt": turns[:-1], "completion": turns[-1:]} | tools)
     if not quiet:
         print(f"The {name}: {len(rows)} rows of {form}.")
         _say_others(form, others)
@@ -175,11 +176,13 @@ def as_conversations(rows: Dataset, name: str = "data", quiet: bool = False) -> 
         [one for one in rows.column_names if one in used | {"tools"}]
     )
     features = Features({one: Json() for one in kept[0]})
-    columns = {one: [row[one] for row in kept] for one in kept[0]}
-    made = Dataset.from_dict(columns, features=features)
-    for column in rest.column_names:
-        made = made.add_column(column, rest[column], feature=rest.features[column])
-    return made
+    return _beside({one: [row[one] for row in kept] for one in kept[0]}, features, rest)
+
+
+def _beside(columns: dict[str, list[Any]], features: Features, rest: Dataset) -> Dataset:
+    """Return a table of columns, and of those of another one."""
+    columns |= {one: list(rest[one]) for one in rest.column_names}
+    return Dataset.from_dict(columns, features=Features({**features, **rest.features}))
 
 
 def _say_others(form: Form, others: list[Form]) -> None:
@@ -281,13 +284,17 @@ def _parsed_turns(value: Any) -> list[Turn] | None:
 
 def _history(row: Row) -> list[Turn]:
     """Return earlier questions and answers, as Alpaca's relatives keep them in `history`."""
-    turns = []
-    for pair in row.get("history") or []:
-        if isinstance(pair, list) and len(pair) == 2:
-            turns += [
-                {"role": role, "content": said} for role, said in zip(("user", "assistant"), pair)
-            ]
-    return turns
+    found = _parsed(row.get("history"))
+    if not found or found != found:
+        return []
+    if turns := _parsed_turns(found):
+        return turns
+    if not isinstance(found, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 for pair in found
+    ):
+        raise _Unusable("history is not a list of questions and answers")
+    roles = ("user", "assistant")
+    return [{"role": role, "content": said} for pair in found for role, said in zip(roles, pair)]
 
 
 def _role(turn: Turn) -> str | None:
@@ -425,10 +432,8 @@ def as_pairs(rows: Dataset, names: tuple[str, str], name: str = "data") -> Datas
     left = talks.select(places)
     known = {"prompt", "completion", "tools", *names}
     left = left.remove_columns([one for one in left.column_names if one in known])
-    made = Dataset.from_dict(dict(zip(names, map(list, zip(*kept)))))
-    for column in left.column_names:
-        made = made.add_column(column, left[column], feature=left.features[column])
-    return made
+    columns = {one: list(texts) for one, texts in zip(names, zip(*kept))}
+    return _beside(columns, Features(dict.fromkeys(names, Value("string"))), left)
 
 
 def _holds_more(rows: Dataset, names: tuple[str, str]) -> bool:

@@ -23,7 +23,11 @@ SMALL_CARD = 40 * 2**30  # bytes; below this a card runs `gpu16`
 # float16 on GPUs only: a CPU has neither units for it nor a gradient scaler.
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-_WHOLE_NUMBERS = {"COOKBOOK_MAX_STEPS": "max_steps", "COOKBOOK_SEED": "seed"}
+_WHOLE_NUMBERS = {
+    "COOKBOOK_MAX_STEPS": "max_steps",
+    "COOKBOOK_SEED": "seed",
+    "COOKBOOK_MAX_LENGTH": "max_length",
+}
 _NAMES = {"COOKBOOK_MODEL": "model", "COOKBOOK_DATASET": "dataset"}
 # Files that `datasets` reads, through its cache; text files are parsed in memory.
 _CACHED = (".parquet", ".pq", ".arrow", ".feather")
@@ -41,8 +45,8 @@ def choose_profile(profiles: Mapping[str, Mapping[str, Any]]) -> SimpleNamespace
     """Pick this machine's column of a notebook's `PROFILES` table and apply the overrides.
 
     `COOKBOOK_PROFILE` forces a profile; otherwise no CUDA means `cpu`, a card under 40 GB `gpu16`,
-    a larger one `gpu80`. `COOKBOOK_MODEL`, `COOKBOOK_DATASET`, `COOKBOOK_MAX_STEPS` and
-    `COOKBOOK_SEED` replace the settings of those names. The result also has `profile`, `own` (own
+    a larger one `gpu80`. `COOKBOOK_MODEL`, `COOKBOOK_DATASET`, `COOKBOOK_MAX_STEPS`,
+    `COOKBOOK_MAX_LENGTH` and `COOKBOOK_SEED` replace the settings of those names. The result also has `profile`, `own` (own
     model or data) and `seed`. Raises `CookbookError` for values nobody could have meant, and where
     the cache that the data needs cannot be written.
 
@@ -67,6 +71,8 @@ def choose_profile(profiles: Mapping[str, Mapping[str, Any]]) -> SimpleNamespace
             settings[key] = _named(text)
     for variable, key in _WHOLE_NUMBERS.items():
         if text := os.environ.get(variable):
+            if key not in settings:
+                raise CookbookError(f"{variable} is set, but this recipe has no `{key}`: unset it.")
             settings[key] = _whole_number(variable, text)
     if settings["max_steps"] == 0:
         raise CookbookError("COOKBOOK_MAX_STEPS is 0: nothing would be trained. Set 1 or more.")

@@ -23,7 +23,7 @@ from tests.contract import doc_rules
 from tests.contract.repository import FOLDER_GROUPS, ROOT, make_targets, notebooks
 
 DOCUMENTS = [
-    *(ROOT / name for name in ("README.md", "SETUP.md", "CONTRIBUTING.md", "ARCHITECTURE.md")),
+    *sorted(ROOT.glob("*.md")),
     *(ROOT / folder / "README.md" for folder in FOLDER_GROUPS),
     *notebooks(),
 ]

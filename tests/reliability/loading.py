@@ -17,6 +17,7 @@ import nbformat
 import pytest
 from datasets import Dataset, List
 from hypothesis import HealthCheck, Phase, given, settings
+from transformers import AutoTokenizer
 
 from cookbook.chat import IGNORED
 from cookbook.profiles import CookbookError
@@ -73,6 +74,26 @@ class Outcome:
                 yield one
 
 
+class _Tokenizers:
+    """Stands for `AutoTokenizer`: reads a tokenizer once, and gives it as it was read.
+
+    Reading it takes longer than all that a file goes through.
+    """
+
+    def __init__(self) -> None:
+        self._read: dict[str, tuple[Any, dict[str, Any]]] = {}
+
+    def from_pretrained(self, path: str, **options: Any) -> Any:
+        if path not in self._read:
+            tokenizer = AutoTokenizer.from_pretrained(path, **options)
+            names = ("chat_template", "pad_token", "padding_side")
+            self._read[path] = tokenizer, {name: getattr(tokenizer, name) for name in names}
+        tokenizer, state = self._read[path]
+        for name, value in state.items():
+            setattr(tokenizer, name, value)
+        return tokenizer
+
+
 class Recipe:
     """A notebook's setup, executed once, and its loading cells, executed for each file."""
 
@@ -93,6 +114,8 @@ class Recipe:
         self._names: dict[str, Any] = {}
         for code in setup:
             exec(code, self._names)
+        if "AutoTokenizer" in self._names:
+            self._names["AutoTokenizer"] = _Tokenizers()
 
     def load(self, source: Path) -> Outcome:
         """Load a file as a person's own data; whatever is no `CookbookError` comes through."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 # Blank lines and blanks before words become tokens of their own, as in large vocabularies.
@@ -16,6 +16,7 @@ _CORPUS = [
     "USER: a question ASSISTANT: an answer to the question, and so on.\n\n",
     ' {"name": "weather", "arguments": {"city": "Paris"}}\n\n',
 ] * 20
+_LINES = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 CHATML = """\
 {%- for turn in messages -%}
@@ -181,18 +182,18 @@ class Kind:
     end: str = "<|im_end|>"  # of an assistant's turn
     before: str = ""  # what is written before an answer and not by the generation prompt
     after: str = ""  # what is written between an answer and the end of its turn
-    together: bool = True  # whether the answers of a conversation fit into one sequence
-    sentencepiece: bool = False
+    together: bool | None = True  # whether a conversation is one sequence; None: some are
+    pieces: str = "lines"  # how its tokenizer cuts words, see `_pieces`
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Return a new tokenizer of this kind."""
-        made = tokenizer(self.tokens, self.eos, self.bos, self.sentencepiece)
+        made = tokenizer(self.tokens, self.eos, self.bos, self.pieces)
         made.chat_template = self.template
         return made
 
 
 KINDS = {
-    "chatml": Kind(CHATML, _CHATML_TOKENS, "<|im_end|>"),
+    "chatml": Kind(CHATML, _CHATML_TOKENS, "<|im_end|>", pieces="gpt-2"),
     "chatml-base": Kind(CHATML, _CHATML_TOKENS, "<|endoftext|>"),
     "chatml-no-eos": Kind(CHATML, _CHATML_TOKENS, None),
     "default-system": Kind(WITH_DEFAULT_SYSTEM, _CHATML_TOKENS, "<|im_end|>"),
@@ -203,9 +204,19 @@ KINDS = {
         "<|begin_of_text|>",
         end="<|eot_id|>",
     ),
+    # Here a blank line is one token at the end of a prompt, and two before a word.
+    "llama-3-of-gpt-2-tokens": Kind(
+        LLAMA_3,
+        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        "<|end_of_text|>",
+        "<|begin_of_text|>",
+        end="<|eot_id|>",
+        together=False,
+        pieces="gpt-2",
+    ),
     "mistral": Kind(MISTRAL, (), "</s>", "<s>", end="</s>", before=" ", after=" "),
     "mistral-sentencepiece": Kind(
-        MISTRAL, (), "</s>", "<s>", end="</s>", before=" ", after=" ", sentencepiece=True
+        MISTRAL, (), "</s>", "<s>", end="</s>", before=" ", after=" ", pieces="sentencepiece"
     ),
     "gemma": Kind(
         GEMMA, ("<start_of_turn>", "<end_of_turn>"), "<eos>", "<bos>", end="<end_of_turn>"
@@ -245,11 +256,11 @@ KINDS = {
     "drops-system": Kind(DROPS_SYSTEM, _CHATML_TOKENS, "<|im_end|>"),
     "vicuna": Kind(VICUNA, (), "</s>", "<s>", end="</s>", before=" "),
     "vicuna-sentencepiece": Kind(
-        VICUNA, (), "</s>", "<s>", end="</s>", before=" ", sentencepiece=True
+        VICUNA, (), "</s>", "<s>", end="</s>", before=" ", pieces="sentencepiece"
     ),
-    "blank-prompt": Kind(BLANK_PROMPT, (), "</s>", "<s>", end="</s>", together=False),
+    "blank-prompt": Kind(BLANK_PROMPT, (), "</s>", "<s>", end="</s>", together=None),
     "blank-prompt-sentencepiece": Kind(
-        BLANK_PROMPT, (), "</s>", "<s>", end="</s>", together=False, sentencepiece=True
+        BLANK_PROMPT, (), "</s>", "<s>", end="</s>", together=None, pieces="sentencepiece"
     ),
 }
 
@@ -260,14 +271,11 @@ def unmarked(template: str) -> str:
 
 
 def tokenizer(
-    tokens: tuple[str, ...],
-    eos: str | None,
-    bos: str | None = None,
-    sentencepiece: bool = False,
+    tokens: tuple[str, ...], eos: str | None, bos: str | None = None, pieces: str = "lines"
 ) -> Any:
     """Return a tokenizer of a few hundred pieces that has these tokens."""
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_pieces(sentencepiece)), pad_token="<pad>"
+        tokenizer_object=Tokenizer.from_str(_pieces(pieces)), pad_token="<pad>"
     )
     fast.add_special_tokens({"additional_special_tokens": list(tokens)})
     named = {"eos_token": eos, "bos_token": bos}
@@ -276,33 +284,29 @@ def tokenizer(
 
 
 @cache
-def _pieces(sentencepiece: bool) -> str:
-    """Return a tokenizer as JSON: bytes as GPT-2 has them, or Llama's pieces with `▁`."""
-    if not sentencepiece:
-        made = Tokenizer(models.BPE())
-        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        made.decoder = decoders.ByteLevel()
-        letters = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(
-            vocab_size=400, initial_alphabet=letters, show_progress=False
-        )
-    else:
+def _pieces(kind: str) -> str:
+    """Return a tokenizer as JSON.
+
+    Either of bytes, cut as for GPT-2 or as newer models do (blank lines stay whole), or of pieces
+    of words with `▁` for a blank, of which each text gets one at its beginning.
+    """
+    cut = pre_tokenizers
+    if kind == "sentencepiece":
         made = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-        made.normalizer = normalizers.Sequence(
-            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        )
-        made.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
-        made.decoder = decoders.Sequence(
-            [
-                decoders.Replace("▁", " "),
-                decoders.ByteFallback(),
-                decoders.Fuse(),
-                decoders.Strip(" ", 1, 0),
-            ]
-        )
-        every = [f"<0x{number:02X}>" for number in range(256)]
-        trainer = trainers.BpeTrainer(
-            vocab_size=600, special_tokens=["<unk>", *every], show_progress=False
-        )
+        blanks = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        made.normalizer = normalizers.Sequence(blanks)
+        made.pre_tokenizer = cut.Split("▁", "merged_with_next")
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        made.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
+        known = ["<unk>", *(f"<0x{number:02X}>" for number in range(256))]
+        trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=known, show_progress=False)
+    else:
+        made = Tokenizer(models.BPE())
+        bytewise = cut.ByteLevel(add_prefix_space=False, use_regex=kind == "gpt-2")
+        lines = cut.Split(Regex(_LINES), "isolated")
+        made.pre_tokenizer = bytewise if kind == "gpt-2" else cut.Sequence([lines, bytewise])
+        made.decoder = decoders.ByteLevel()
+        letters = cut.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=letters, show_progress=False)
     made.train_from_iterator(_CORPUS, trainer)
     return str(made.to_str())

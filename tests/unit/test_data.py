@@ -1,15 +1,12 @@
-"""Own data is used, dropped with a count, or refused with a sentence; labels are checked."""
+"""Own data gets its splits, and is used, dropped with a count, or refused with a sentence."""
 
-import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 from datasets import Dataset, load_dataset
-from pyarrow import parquet
 
 from cookbook import data
 from cookbook.data import DataError
@@ -19,72 +16,219 @@ pytestmark = pytest.mark.unit
 PAIRS = [{"prompt": f"question number {n}", "completion": f"answer {n * n}"} for n in range(40)]
 
 
-def _jsonl(path: Path, rows: Sequence[dict[str, str]]) -> Path:
+def _jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     return path
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
-def test_own_files_of_every_format_get_a_test_split(tmp_path: Path, suffix: str) -> None:
+def test_own_files_of_every_format_get_a_test_split(
+    tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / f"mine.{suffix}"
     rows = Dataset.from_list(PAIRS)
     write = {"jsonl": rows.to_json, "csv": rows.to_csv, "parquet": rows.to_parquet}[suffix]
     write(str(path))
     splits = data.load_splits(str(path))
     assert len(splits["train"]) == 36 and len(splits["test"]) == 4
-    assert not set(splits["train"]["prompt"]) & set(splits["test"]["prompt"])
+    assert sorted([*splits["train"], *splits["test"]], key=str) == sorted(PAIRS, key=str)
+    expected = "Cut a test split of 4 rows (0 near-duplicates removed).\n"
+    assert capsys.readouterr().out.endswith(expected)
+    assert list(data.load_splits(str(path))["test"]) == list(splits["test"])
 
 
-def _wrong_text(content: bytes) -> bytes:
-    """One letter of the text is no UTF-8 any more."""
-    return content.replace(b"question 7", b"question \xff")
+@pytest.mark.parametrize("test", ["test.jsonl", "val.jsonl", "my-dev-set.jsonl", "eval/a.jsonl"])
+def test_what_is_held_out_is_scored_and_never_trained_on(tmp_path: Path, test: str) -> None:
+    (tmp_path / "eval").mkdir()
+    _jsonl(tmp_path / "train.jsonl", PAIRS[:30])
+    _jsonl(tmp_path / test, PAIRS[30:])
+    splits = data.load_splits(str(tmp_path))
+    assert list(splits["train"]) == PAIRS[:30] and list(splits["test"]) == PAIRS[30:]
 
 
-def _wrong_schema(content: bytes) -> bytes:
-    """The description of the columns, at the end of the file, begins with nonsense."""
-    at = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
-    return content[:at] + b"\x5a" * 8 + content[at + 8 :]
-
-
-@pytest.mark.parametrize("damaged", [_wrong_text, _wrong_schema])
-def test_a_damaged_parquet_file_is_refused(
-    damaged: Callable[[bytes], bytes], tmp_path: Path
+def test_a_folder_of_held_out_rows_alone_is_refused_with_the_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, path = io.BytesIO(), tmp_path / "mine.parquet"
-    rows = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(40)]
-    parquet.write_table(pa.Table.from_pylist(rows), whole, compression="none")
-    path.write_bytes(damaged(whole.getvalue()))
-    assert path.read_bytes() != whole.getvalue()
-    with pytest.raises(DataError, match="mine.parquet cannot be read"):
-        data.load_splits(str(path))
+    path = _jsonl(tmp_path / "test.jsonl", PAIRS)
+    with pytest.raises(DataError, match="COOKBOOK_SPLITS=test=train,.*or name one file itself"):
+        data.load_splits(str(tmp_path))
+    assert len(data.load_splits(str(path))["train"]) == 36
+    monkeypatch.setenv("COOKBOOK_SPLITS", "test=train")
+    assert len(data.load_splits(str(tmp_path))["train"]) == 36
 
 
-def test_copies_of_training_rows_leave_the_cut_test_split(tmp_path: Path) -> None:
+def test_columns_and_splits_get_the_names_that_were_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = [{"frage": row["prompt"], "antwort": row["completion"]} for row in PAIRS]
+    _jsonl(tmp_path / "de.jsonl", theirs[:30])
+    _jsonl(tmp_path / "test.jsonl", theirs[30:])
+    monkeypatch.setenv("COOKBOOK_SPLITS", "test=train,train=test")
+    monkeypatch.setenv("COOKBOOK_COLUMNS", "frage=prompt,antwort=completion")
+    splits = data.load_splits(str(tmp_path))
+    assert list(splits["train"]) == PAIRS[30:] and list(splits["test"]) == PAIRS[:30]
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("absent.jsonl", "absent.jsonl does not exist .looked for in .*. Check COOKBOOK_DATASET"),
+        ("absent.CSV.GZ", "does not exist"),
+        ("./absent", "does not exist"),
+        ("~/no such folder", "does not exist"),
+        ("/no/such/folder", "/no/such/folder does not exist"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_not_asked_of_the_hub(source: str, complaint: str) -> None:
+    with pytest.raises(DataError, match=complaint):
+        data.load_splits(source)
+
+
+def test_one_row_is_too_few_to_cut(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="mine.jsonl has 1 rows: no test split can be cut"):
+        data.load_splits(str(_jsonl(tmp_path / "mine.jsonl", PAIRS[:1])))
+    splits = data.load_splits(str(_jsonl(tmp_path / "two.jsonl", PAIRS[:2])))
+    assert (len(splits["train"]), len(splits["test"])) == (1, 1)
+
+
+# --- Leakage --------------------------------------------------------------------------------
+
+WORDS = (
+    "amber bridge candle desert engine forest garden harbor island jacket kettle lantern".split()
+)
+SHARED = " ".join(WORDS * 9)  # as long as system texts are
+
+
+def _said(number: int, length: int = 10) -> str:
+    """Return a sentence that is no other number's."""
+    return " ".join(
+        f"{WORDS[(number * (k + 3) + k) % 12]}{number * (k + 1)}" for k in range(length)
+    )
+
+
+def _chat(*turns: str) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[n % 2], "content": text} for n, text in enumerate(turns)]}
+
+
+ALIKE: dict[str, list[dict[str, Any]]] = {
+    "a template": [
+        {
+            "prompt": f"Below is an instruction. Write a fitting response. {_said(n, 2)} Answer:",
+            "completion": "yes",
+        }
+        for n in range(80)
+    ],
+    "a system column": [
+        {"id": f"r{n}", "system": SHARED, "prompt": _said(n, 5), "completion": _said(n + 100, 4)}
+        for n in range(80)
+    ],
+    "a system turn": [
+        {"messages": [{"role": "system", "content": SHARED}, *_chat(_said(n), "ok")["messages"]]}
+        for n in range(80)
+    ],
+    "first turns": [
+        _chat(
+            "Hello, can you help me today with something?",
+            "Of course, what is it about?",
+            _said(n, 4),
+            _said(n + 100, 3),
+        )
+        for n in range(80)
+    ],
+    "four beginnings": [
+        _chat(
+            f"{WORDS[n % 4]} {SHARED}", _said(n, 4), "and what else is there to say?", _said(n, 2)
+        )
+        for n in range(80)
+    ],
+    "tools": [
+        _chat(_said(n, 4), _said(n, 3)) | {"tools": [{"name": "find", "description": SHARED}]}
+        for n in range(80)
+    ],
+    "an answer": [
+        {"prompt": _said(n), "completion": "I am sorry, but I cannot help with that."}
+        for n in range(80)
+    ],
+}
+
+
+@pytest.mark.parametrize("shared", ALIKE)
+def test_rows_that_share_something_are_not_copies(
+    shared: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ALIKE[shared]
+    splits = data.load_splits(str(_jsonl(tmp_path / "mine.jsonl", rows)))
+    assert (len(splits["train"]), len(splits["test"])) == (72, 8)
+    assert "Cut a test split of 8 rows (0 near-duplicates removed)." in capsys.readouterr().out
+    (tmp_path / "given").mkdir()
+    _jsonl(tmp_path / "given" / "train.jsonl", rows[:60])
+    _jsonl(tmp_path / "given" / "test.jsonl", rows[60:])
+    assert len(data.load_splits(str(tmp_path / "given"))["test"]) == 20
+    assert "Leakage" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shared", ALIKE)
+def test_copies_between_given_splits_are_counted_and_said(
+    shared: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ALIKE[shared]
+    _jsonl(tmp_path / "train.jsonl", rows[:60])
+    _jsonl(tmp_path / "test.jsonl", [*rows[60:], rows[3], rows[40]])
+    splits = data.load_splits(str(tmp_path))
+    assert len(splits["test"]) == 22 and len(splits["train"]) == 60
+    assert "Leakage: 2 of 22 test rows say nearly the same as a training row" in (
+        capsys.readouterr().out
+    )
+    assert data.copies_between(splits["train"], splits["test"]) == ([20, 21], 22)
+
+
+@pytest.mark.parametrize("validation", [False, True])
+def test_near_copies_count_and_short_ones_must_be_equal(
+    validation: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = [{"prompt": _said(n, 12), "completion": _said(n + 50, 12)} for n in range(20)]
+    train.append({"prompt": "Capital of France?", "completion": "Paris"})
+    test = [
+        {"prompt": train[2]["prompt"].upper() + "!", "completion": train[2]["completion"]},
+        {"prompt": "Please: " + train[5]["prompt"], "completion": train[5]["completion"] + " Bye."},
+        {"prompt": "capital of france", "completion": "Paris."},
+        {"prompt": "Capital of Spain?", "completion": "Madrid"},
+        {"prompt": _said(200, 12), "completion": _said(300, 12)},
+    ]
+    _jsonl(tmp_path / "train.jsonl", train)
+    _jsonl(tmp_path / ("val.jsonl" if validation else "test.jsonl"), test)
+    splits = data.load_splits(str(tmp_path))
+    assert data.copies_between(splits["train"], splits["test"]) == ([0, 1, 2], 5)
+    assert "Leakage: 3 of 5 test rows" in capsys.readouterr().out
+
+
+def test_it_is_said_how_many_rows_were_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(data, "COMPARED", 5)
+    _jsonl(tmp_path / "train.jsonl", PAIRS[:20])
+    _jsonl(tmp_path / "test.jsonl", PAIRS[4:14])
+    data.load_splits(str(tmp_path))
+    assert "Leakage: 1 of 5 test rows" in capsys.readouterr().out
+
+
+def test_copies_of_training_rows_leave_the_cut_test_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = "a sentence of more than five words that stands in the file more than once"
     rows = [{"prompt": text, "completion": "the same"}] * 60
     path = _jsonl(tmp_path / "copies.jsonl", [*rows, *PAIRS])
-    assert text not in data.load_splits(str(path))["test"]["prompt"]
+    splits = data.load_splits(str(path))
+    assert text not in splits["test"]["prompt"]
+    removed = 10 - len(splits["test"])
+    said = f"Cut a test split of {10 - removed} rows ({removed} near-duplicates removed)."
+    assert removed > 0 and said in capsys.readouterr().out
     with pytest.raises(DataError, match="copies a training row"):
         data.load_splits(str(_jsonl(tmp_path / "only.jsonl", list(rows))))
 
 
-def test_a_shared_template_does_not_make_rows_copies(tmp_path: Path) -> None:
-    template = "Below is an instruction that describes a task. Write a fitting response. {} Answer:"
-    rows = [{"prompt": template.format(row["prompt"]), "completion": "yes"} for row in PAIRS]
-    assert len(data.load_splits(str(_jsonl(tmp_path / "mine.jsonl", rows)))["test"]) == 4
-
-
-def test_a_folder_with_its_own_test_split_keeps_it(tmp_path: Path) -> None:
-    _jsonl(tmp_path / "train.jsonl", list(PAIRS[:30]))
-    _jsonl(tmp_path / "test.jsonl", list(PAIRS[30:]))
-    assert len(data.load_splits(str(tmp_path))["test"]) == 10
-
-
-def test_an_only_split_is_trained_on_whatever_its_name(tmp_path: Path) -> None:
-    rows = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(40)]
-    _jsonl(tmp_path / "test.jsonl", rows)
-    splits = data.load_splits(str(tmp_path))
-    assert (len(splits["train"]), len(splits["test"])) == (36, 4)
+# --- Columns, texts and lengths -------------------------------------------------------------
 
 
 def test_rows_without_text_in_a_column_are_dropped_and_counted(
@@ -99,61 +243,12 @@ def test_rows_without_text_in_a_column_are_dropped_and_counted(
         data.drop_rows_without(rows.select([1, 2]), ["prompt"])
 
 
-def test_bad_sources_are_refused_with_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not exist"):
-        data.load_splits(str(tmp_path / "absent.jsonl"))
-    (tmp_path / "notes.txt").write_text("text", encoding="utf-8")
-    with pytest.raises(DataError, match="Convert it to JSONL"):
-        data.load_splits(str(tmp_path / "notes.txt"))
-    with pytest.raises(DataError, match="holds no"):
-        data.load_splits(str(tmp_path))
-    (tmp_path / "torn.jsonl").write_text('{"prompt": "a"', encoding="utf-8")
-    with pytest.raises(DataError, match="line 1 is no JSON"):
-        data.load_splits(str(tmp_path / "torn.jsonl"))
-
-
-def test_missing_columns_are_named() -> None:
-    with pytest.raises(DataError, match="columns answer, question; needed are"):
-        data.as_conversations(Dataset.from_list([{"question": "a", "answer": "b"}]))
-
-
-def test_empty_rows_are_dropped_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"prompt": " ", "completion": "b"}, {"prompt": "a", "completion": None}, PAIRS[0]]
-    assert len(data.as_conversations(Dataset.from_list(rows), "data")) == 1
-    shown = capsys.readouterr().out
-    assert "Dropped 1 rows of the data: empty" in shown and "is not text" in shown
-
-
-def test_messages_are_cut_at_the_last_assistant_turn() -> None:
-    turns = [
-        {"role": "user", "content": "hello"},
-        {"role": "assistant", "content": " hi "},
-        {"role": "user", "content": "a question without an answer"},
-    ]
-    row = data.as_conversations(Dataset.from_list([{"messages": turns}]))[0]
-    assert row["completion"] == [{"role": "assistant", "content": "hi"}]
-    assert [turn["content"] for turn in row["prompt"]] == ["hello"]
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"prompt": "", "completion": ""},
-        {"messages": [{"role": "assistant", "content": "alone"}]},
-        {"messages": [{"role": "user", "content": "alone"}]},
-        {"messages": [{"role": "robot", "content": "a"}, {"role": "assistant", "content": "b"}]},
-        {"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "b"}]},
-    ],
-)
-def test_unusable_rows_alone_are_refused(row: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match="no usable row"):
-        data.as_conversations(Dataset.from_list([row]))
-
-
 def test_lacking_columns_are_named_beside_those_there() -> None:
     rows = Dataset.from_dict({"document": ["a"], "title": ["b"]})
     data.check_columns(rows, ["document", "title"], "data")
-    with pytest.raises(DataError, match="stories lacks the column text, label; it has document"):
+    with pytest.raises(
+        DataError, match="stories: there is no column text, label, only document, title.*text"
+    ):
         data.check_columns(rows, ["text", "title", "label"], "stories")
 
 
@@ -179,7 +274,10 @@ def test_nothing_dropped_is_nothing_said(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("columns", "complaint"),
     [
-        ({"story": ["w1"]}, "stories lacks the column text; it has story"),
+        (
+            {"story": ["w1"]},
+            "stories: there is no column text, only story.*COOKBOOK_COLUMNS=.yours=text",
+        ),
         ({"text": ["", None, " "]}, "stories holds no text"),
         ({"text": [1, 2]}, "stories holds no text"),
     ],
@@ -202,10 +300,12 @@ def test_rows_over_the_limit_are_dropped_not_cut(capsys: pytest.CaptureFixture[s
     [
         ([1, None, 3], ["1", "3"]),
         ([0.5, 2.0, None], ["0.5", "2"]),
+        ([0.0, float("nan"), 2.0], ["0", "2"]),
+        (["nan", None, "None"], ["nan", "None"]),
         ([True, False, None], ["true", "false"]),
     ],
 )
-def test_numbers_and_truths_are_text(
+def test_numbers_and_truths_are_text_and_missing_ones_are_none(
     values: list[Any], kept: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = data.drop_rows_without(Dataset.from_dict({"label": values}), ["label"])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped]
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
@@ -174,7 +174,11 @@ def test_compressed_files_are_read_to_their_end_or_refused(packed: str, tmp_path
     ("name", "content", "rows"),
     [
         ("zeros.csv", "a,b\n007,1.0\n1e5,-0\n", [("007", "1.0"), ("1e5", "-0")]),
-        ("missing.csv", "a,b\nNone,NA\nnull,nan\n,x\n", [("None", "NA"), ("null", "nan"), ("", "x")]),
+        (
+            "missing.csv",
+            "a,b\nNone,NA\nnull,nan\n,x\n",
+            [("None", "NA"), ("null", "nan"), ("", "x")],
+        ),
         ("truths.csv", "a,b\ntrue,False\nyes,TRUE\n", [("true", "False"), ("yes", "TRUE")]),
         ("dates.csv", "a,b\n2024-01-02,12:30\n", [("2024-01-02", "12:30")]),
         ("decimals.csv", "a;b\n1,5;2,25\n3,0;4,75\n", [("1,5", "2,25"), ("3,0", "4,75")]),
@@ -188,13 +192,17 @@ def test_compressed_files_are_read_to_their_end_or_refused(packed: str, tmp_path
         ("blank.csv", "\na,b\n\n\nx,y\n,\n\n", [("x", "y")]),
         ("trailing.csv", "a,b\nx,y,\nz,w,\n", [("x", "y"), ("z", "w")]),
         ("trailing-named.csv", "a,b,,\nx,y,,\nz,w,,\n", [("x", "y"), ("z", "w")]),
-        ("quotes.tsv", 'a\tb\n"hi" he said\tx\ny\t"yo" she\n', [('"hi" he said', "x"), ("y", '"yo" she')]),
+        (
+            "quotes.tsv",
+            'a\tb\n"hi" he said\tx\ny\t"yo" she\n',
+            [('"hi" he said', "x"), ("y", '"yo" she')],
+        ),
         ("open-quotes.tsv", 'a\tb\n"open\tx\n"too\ty\n', [('"open', "x"), ('"too', "y")]),
         ("commas.tsv", "a\tb\nx, y\tz\n", [("x, y", "z")]),
         ("long.csv", f"a,b\n{'x' * 200_000},y\n", [("x" * 200_000, "y")]),
         ("separator-line.csv", "a,b\nx\u2028y,z\x85w\n", [("x\u2028y", "z\x85w")]),
     ],
-)  # fmt: skip
+)
 def test_a_table_of_text_stays_the_text_that_it_is(
     name: str, content: str, rows: list[tuple[str, str]], tmp_path: Path
 ) -> None:
@@ -230,7 +238,11 @@ def test_empty_fields_at_the_ends_of_lines_are_counted(
         ("a.csv", "a,b\n", "holds no rows: its first line names the columns"),
         ("a.csv", "", "holds no rows"),
         ("a.csv", "a,b\nx\0,y\n", "null characters"),
-        ("a.csv", "a,b\nx,y\nä,z\n".encode("cp1252"), "line 3 is not UTF-8.*`iconv .* a.csv > utf8"),
+        (
+            "a.csv",
+            "a,b\nx,y\nä,z\n".encode("cp1252"),
+            "line 3 is not UTF-8.*`iconv .* a.csv > utf8",
+        ),
         ("a.jsonl", "", "holds no data"),
         ("a.jsonl", "\n \n", "holds no data"),
         ("a.jsonl", "{}\n{}\n", "holds no data"),
@@ -247,8 +259,16 @@ def test_empty_fields_at_the_ends_of_lines_are_counted(
         ("a.jsonl", "<!DOCTYPE html>\n", "line 1 is no JSON"),
         ("a.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "`git lfs pull`"),
         ("a.json", '[\n {"a": 1},\n {"a": }\n]', "line 3 is no JSON"),
-        ("a.json", '{"train": [{"a": 1}], "test": [{"a": 2}]}', "several lists of rows: train, test"),
-        ("a.parquet", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "`git lfs pull`"),
+        (
+            "a.json",
+            '{"train": [{"a": 1}], "test": [{"a": 2}]}',
+            "several lists of rows: train, test",
+        ),
+        (
+            "a.parquet",
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "`git lfs pull`",
+        ),
         ("a.parquet", "", "a.parquet cannot be read.*write the file anew"),
         ("a.parquet", _parquet()[:-9], "a.parquet cannot be read"),
         ("a.parquet", _parquet(TABLE.slice(0, 0)), "a.parquet holds no rows"),
@@ -259,7 +279,7 @@ def test_empty_fields_at_the_ends_of_lines_are_counted(
         ("a.jsonl.zip", "PK", "unpack it first if it is an archive"),
         ("a.gz", gzip.compress(b"{}"), "is no .jsonl"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_read_whole_is_refused(
     name: str, content: str | bytes, complaint: str, tmp_path: Path
 ) -> None:
@@ -390,14 +410,29 @@ def test_categories_of_pandas_are_their_names(tmp_path: Path) -> None:
     [
         ({"a.txt": "one\ntwo\n\n"}, "", ["one", "two"], "2 texts, each a line"),
         ({"a.TXT": "one\r\ntwo"}, "", ["one", "two"], "2 texts, each a line"),
-        ({"a.txt": "one\ntwo\n\n three \n"}, "", ["one\ntwo", "three"], "2 texts, each a paragraph"),
+        (
+            {"a.txt": "one\ntwo\n\n three \n"},
+            "",
+            ["one\ntwo", "three"],
+            "2 texts, each a paragraph",
+        ),
         ({"a.txt": "one\r\n\r\ntwo"}, "", ["one", "two"], "2 texts, each a paragraph"),
         ({"a.txt": "one\n\ntwo"}, "line", ["one", "two"], "2 texts, each a line"),
         ({"a.txt": "one\n\ntwo"}, "document", ["one\n\ntwo"], "1 texts, each a document"),
-        ({"b.txt": "two\n\n2", "a.txt": "one"}, "", ["one", "two\n\n2"], "2 texts, each a document"),
-        ({"a.txt": "one\n\n1", "b.txt": "two"}, "paragraph", ["one", "1", "two"], "3 texts, each a p"),
+        (
+            {"b.txt": "two\n\n2", "a.txt": "one"},
+            "",
+            ["one", "two\n\n2"],
+            "2 texts, each a document",
+        ),
+        (
+            {"a.txt": "one\n\n1", "b.txt": "two"},
+            "paragraph",
+            ["one", "1", "two"],
+            "3 texts, each a p",
+        ),
     ],
-)  # fmt: skip
+)
 def test_plain_text_is_cut_and_said(
     texts: dict[str, str],
     by: str,
@@ -428,15 +463,42 @@ def test_an_unknown_way_to_cut_text_is_refused(
 @pytest.mark.parametrize(
     ("path", "split"),
     [
-        *[(f"{name}.jsonl", "train") for name in ("train", "TRAIN", "training", "my-train", "train_v2")],
-        *[(f"{name}.jsonl", "train") for name in ("train-test-split", "trainset", "TrainData", "a.train")],
-        *[(f"{name}.csv", "test") for name in ("test", "Test1", "my-test-set", "mydata_test", "x.test")],
-        *[(f"{name}.csv", "test") for name in ("testset", "test_data", "myTest", "a_test_b", "eval")],
-        *[(f"{name}.csv", "test") for name in ("my-eval", "heldout", "held-out", "hold_out", "2024test")],
-        *[(f"{name}.csv", "validation") for name in ("val", "valid", "validation", "dev", "my_dev")],
-        *[(f"{name}.csv", "validation") for name in ("valset", "devSet", "VAL", "validation-00000-of-2")],
-        *[(f"{name}.csv", None) for name in ("latest", "contest", "trainer", "trained", "device", "value")],
-        *[(f"{name}.csv", None) for name in ("mine", "attest", "valley", "developer", "evaluate", "17")],
+        *[
+            (f"{name}.jsonl", "train")
+            for name in ("train", "TRAIN", "training", "my-train", "train_v2")
+        ],
+        *[
+            (f"{name}.jsonl", "train")
+            for name in ("train-test-split", "trainset", "TrainData", "a.train")
+        ],
+        *[
+            (f"{name}.csv", "test")
+            for name in ("test", "Test1", "my-test-set", "mydata_test", "x.test")
+        ],
+        *[
+            (f"{name}.csv", "test")
+            for name in ("testset", "test_data", "myTest", "a_test_b", "eval")
+        ],
+        *[
+            (f"{name}.csv", "test")
+            for name in ("my-eval", "heldout", "held-out", "hold_out", "2024test")
+        ],
+        *[
+            (f"{name}.csv", "validation")
+            for name in ("val", "valid", "validation", "dev", "my_dev")
+        ],
+        *[
+            (f"{name}.csv", "validation")
+            for name in ("valset", "devSet", "VAL", "validation-00000-of-2")
+        ],
+        *[
+            (f"{name}.csv", None)
+            for name in ("latest", "contest", "trainer", "trained", "device", "value")
+        ],
+        *[
+            (f"{name}.csv", None)
+            for name in ("mine", "attest", "valley", "developer", "evaluate", "17")
+        ],
         ("train/0.parquet", "train"),
         ("data/test/part-0.parquet", "test"),
         ("Validation/a.json", "validation"),
@@ -446,7 +508,7 @@ def test_an_unknown_way_to_cut_text_is_refused(
         ("test.jsonl.GZ", "test"),
         ("test.tar.gz", "test"),
     ],
-)  # fmt: skip
+)
 def test_names_tell_splits(path: str, split: str | None) -> None:
     assert files.split_of(Path(path)) == split
 
@@ -483,42 +545,76 @@ def _read(folder: Path) -> dict[str, list[str]]:
         ("train.jsonl test.jsonl", {"train": "train.jsonl", "test": "test.jsonl"}, ""),
         ("train.jsonl val.jsonl", {"train": "train.jsonl", "validation": "val.jsonl"}, ""),
         ("train.csv dev.csv", {"train": "train.csv", "validation": "dev.csv"}, ""),
-        ("mydata_train.jsonl mydata_test.jsonl",
-         {"train": "mydata_train.jsonl", "test": "mydata_test.jsonl"}, ""),
+        (
+            "mydata_train.jsonl mydata_test.jsonl",
+            {"train": "mydata_train.jsonl", "test": "mydata_test.jsonl"},
+            "",
+        ),
         ("mytrain.jsonl mytest.jsonl", {"train": "mytrain.jsonl", "test": "mytest.jsonl"}, ""),
-        ("faqtrain.csv.gz faqval.csv",
-         {"train": "faqtrain.csv.gz", "validation": "faqval.csv"}, ""),
+        (
+            "faqtrain.csv.gz faqval.csv",
+            {"train": "faqtrain.csv.gz", "validation": "faqval.csv"},
+            "",
+        ),
         ("rows.jsonl test.jsonl", {"train": "rows.jsonl", "test": "test.jsonl"}, ""),
         ("rows.jsonl my-test-set.jsonl", {"train": "rows.jsonl", "test": "my-test-set.jsonl"}, ""),
-        ("latest.jsonl contest.jsonl trainer.jsonl",
-         {"train": "latest.jsonl contest.jsonl trainer.jsonl"}, ""),
+        (
+            "latest.jsonl contest.jsonl trainer.jsonl",
+            {"train": "latest.jsonl contest.jsonl trainer.jsonl"},
+            "",
+        ),
         ("train.jsonl.gz test.jsonl", {"train": "train.jsonl.gz", "test": "test.jsonl"}, ""),
-        ("train.jsonl train.jsonl.gz test.jsonl.xz",
-         {"train": "train.jsonl", "test": "test.jsonl.xz"},
-         "Left out: train.jsonl.gz, the same as train.jsonl."),
-        ("train-0.parquet train-1.parquet test-0.parquet",
-         {"train": "train-0.parquet train-1.parquet", "test": "test-0.parquet"}, ""),
-        ("train.jsonl other.jsonl", {"train": "train.jsonl"},
-         "Left out, since other files are named `train`: other.jsonl."),
-        ("data/train/0.parquet data/test/0.parquet",
-         {"train": "data/train/0.parquet", "test": "data/test/0.parquet"}, ""),
-        ("data/train-00000-of-00001.parquet data/validation-00000-of-00001.parquet",
-         {"train": "data/train-00000-of-00001.parquet",
-          "validation": "data/validation-00000-of-00001.parquet"}, ""),
-        ("a/train.csv b/train.csv b/deep/er/test.csv",
-         {"train": "a/train.csv b/train.csv", "test": "b/deep/er/test.csv"}, ""),
+        (
+            "train.jsonl train.jsonl.gz test.jsonl.xz",
+            {"train": "train.jsonl", "test": "test.jsonl.xz"},
+            "Left out: train.jsonl.gz, the same as train.jsonl.",
+        ),
+        (
+            "train-0.parquet train-1.parquet test-0.parquet",
+            {"train": "train-0.parquet train-1.parquet", "test": "test-0.parquet"},
+            "",
+        ),
+        (
+            "train.jsonl other.jsonl",
+            {"train": "train.jsonl"},
+            "Left out, since other files are named `train`: other.jsonl.",
+        ),
+        (
+            "data/train/0.parquet data/test/0.parquet",
+            {"train": "data/train/0.parquet", "test": "data/test/0.parquet"},
+            "",
+        ),
+        (
+            "data/train-00000-of-00001.parquet data/validation-00000-of-00001.parquet",
+            {
+                "train": "data/train-00000-of-00001.parquet",
+                "validation": "data/validation-00000-of-00001.parquet",
+            },
+            "",
+        ),
+        (
+            "a/train.csv b/train.csv b/deep/er/test.csv",
+            {"train": "a/train.csv b/train.csv", "test": "b/deep/er/test.csv"},
+            "",
+        ),
         ("train.jsonl eval/a.csv", {"train": "train.jsonl", "test": "eval/a.csv"}, ""),
-        ("train/a.jsonl train/b.jsonl test.jsonl",
-         {"train": "train/a.jsonl train/b.jsonl", "test": "test.jsonl"}, ""),
+        (
+            "train/a.jsonl train/b.jsonl test.jsonl",
+            {"train": "train/a.jsonl train/b.jsonl", "test": "test.jsonl"},
+            "",
+        ),
         ("a.jsonl old/b.jsonl", {"train": "a.jsonl"}, "has files itself: old/b.jsonl."),
         ("TRAIN.JSONL Test.CSV.GZ", {"train": "TRAIN.JSONL", "test": "Test.CSV.GZ"}, ""),
         ("train.jsonl test.csv", {"train": "train.jsonl", "test": "test.csv"}, ""),
-        ("a.jsonl notes.txt README.md .hidden.jsonl .git/a.jsonl requirements.txt",
-         {"train": "a.jsonl"}, ""),
+        (
+            "a.jsonl notes.txt README.md .hidden.jsonl .git/a.jsonl requirements.txt",
+            {"train": "a.jsonl"},
+            "",
+        ),
         ("a.txt b.txt requirements.txt", {"train": "a.txt b.txt"}, "2 texts, each a document"),
         ("test.jsonl", {"test": "test.jsonl"}, ""),
     ],
-)  # fmt: skip
+)
 def test_folders_hold_splits(
     names: str,
     splits: dict[str, str],
@@ -595,8 +691,11 @@ TWO = [_config([TRAIN, TEST], "main"), _config("more/*", "extra")]
     [
         ([_config([TRAIN, TEST])], "", {"train": HUB[:1], "test": HUB[1:2]}),
         ([_config([TRAIN, TEST])], "default", {"train": HUB[:1], "test": HUB[1:2]}),
-        ([_config({"train": "data/train-*", "test": "data/test-*"})], "",
-         {"train": HUB[:1], "test": HUB[1:2]}),
+        (
+            [_config({"train": "data/train-*", "test": "data/test-*"})],
+            "",
+            {"train": HUB[:1], "test": HUB[1:2]},
+        ),
         ([_config("data/*.parquet")], "", {"train": (HUB[1], HUB[0])}),
         ([_config(["data/*.parquet"])], "", {"train": (HUB[1], HUB[0])}),
         ([_config("more/*")], "", {"train": HUB[2:3]}),
@@ -608,7 +707,7 @@ TWO = [_config([TRAIN, TEST], "main"), _config("more/*", "extra")]
         ([*TWO, _config("stray.csv")], "", {"train": HUB[4:]}),
         ([], "", {"train": HUB[4:]}),
     ],
-)  # fmt: skip
+)
 def test_the_card_of_a_folder_names_its_files(
     configs: Any,
     chosen: str,
@@ -674,12 +773,15 @@ def test_saved_conversations_have_their_own_keys(tmp_path: Path) -> None:
     [
         ("", {"frage": "q", "antwort": "a", "input": "i"}),
         ("frage=prompt,antwort=completion", {"prompt": "q", "completion": "a", "input": "i"}),
-        (" frage = prompt , antwort = completion ", {"prompt": "q", "completion": "a", "input": "i"}),
+        (
+            " frage = prompt , antwort = completion ",
+            {"prompt": "q", "completion": "a", "input": "i"},
+        ),
         ("frage=antwort,antwort=frage", {"antwort": "q", "frage": "a", "input": "i"}),
         ("frage=input", {"input": "q", "antwort": "a"}),
         ("frage=frage", {"frage": "q", "antwort": "a", "input": "i"}),
     ],
-)  # fmt: skip
+)
 def test_columns_get_the_names_that_were_said(
     said: str, row: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -691,7 +793,10 @@ def test_columns_get_the_names_that_were_said(
 @pytest.mark.parametrize(
     ("said", "complaint"),
     [
-        ("fragen=prompt", "COOKBOOK_COLUMNS names fragen; the train split has the columns frage, a"),
+        (
+            "fragen=prompt",
+            "COOKBOOK_COLUMNS names fragen; the train split has the columns frage, a",
+        ),
         ("frage", "COOKBOOK_COLUMNS is 'frage': pairs are needed, theirs=ours"),
         ("frage=", "pairs are needed"),
         ("frage=a=b", "pairs are needed"),
@@ -716,18 +821,34 @@ def test_wrong_names_of_columns_are_refused(
         ("train validation", "", "train", "validation", "Splits: validation as test ("),
         ("train test validation", "", "train", "test", "train and test; left out: validation ("),
         ("train val_a val_b test", "", "train", "test", "train and test; left out: val_a, val_b ("),
-        ("train_sft test_sft", "", "train_sft", "test_sft", "train_sft as train, test_sft as test ("),
-        ("train_sft test_sft train_gen test_gen", "", "train_sft", "test_sft",
-         "left out: train_gen, test_gen ("),
-        ("train_sft test_gen train_gen test_sft", "train_gen=train,test_gen=test",
-         "train_gen", "test_gen", "left out: train_sft, test_sft ("),
+        (
+            "train_sft test_sft",
+            "",
+            "train_sft",
+            "test_sft",
+            "train_sft as train, test_sft as test (",
+        ),
+        (
+            "train_sft test_sft train_gen test_gen",
+            "",
+            "train_sft",
+            "test_sft",
+            "left out: train_gen, test_gen (",
+        ),
+        (
+            "train_sft test_gen train_gen test_sft",
+            "train_gen=train,test_gen=test",
+            "train_gen",
+            "test_gen",
+            "left out: train_sft, test_sft (",
+        ),
         ("train train_extra dev", "", "train", "dev", "dev as test; left out: train_extra ("),
         ("train unsupervised", "", "train", None, "left out: unsupervised ("),
         ("test", "test=train", "test", None, "Splits: test as train ("),
         ("de en", "en=train", "en", None, "en as train; left out: de ("),
         ("a b", "b = train , a=test", "b", "a", "b as train, a as test ("),
     ],
-)  # fmt: skip
+)
 def test_the_right_splits_are_taken(
     there: str,
     asked: str,
@@ -749,19 +870,31 @@ def test_the_right_splits_are_taken(
 @pytest.mark.parametrize(
     ("there", "asked", "complaint"),
     [
-        ("test", "", "no split of mine is to be trained on: test. Say which: COOKBOOK_SPLITS=test=train"),
+        (
+            "test",
+            "",
+            "no split of mine is to be trained on: test. Say which: COOKBOOK_SPLITS=test=train",
+        ),
         ("validation", "", "no split of mine is to be trained on: validation"),
         ("de en", "", "no split of mine is to be trained on: de, en"),
         ("train_a train_b", "", "Say which to take: COOKBOOK_SPLITS=train_a=train"),
         ("train test_a test_b", "", "Say which to take: COOKBOOK_SPLITS=train=train,test_a=test"),
         ("train dev_a dev_b", "", "Say which to take: COOKBOOK_SPLITS=train=train,dev_a=test"),
-        ("train test", "trian=train", "COOKBOOK_SPLITS is 'trian=train'.*has the splits train, test"),
-        ("train test", "train=train,test=tset", "one split has to be `train`, and one may be `test`"),
+        (
+            "train test",
+            "trian=train",
+            "COOKBOOK_SPLITS is 'trian=train'.*has the splits train, test",
+        ),
+        (
+            "train test",
+            "train=train,test=tset",
+            "one split has to be `train`, and one may be `test`",
+        ),
         ("train test", "test=test", "one split has to be `train`"),
         ("a b", "a=train,b=train", "one split has to be `train`"),
         ("a b", "a", "COOKBOOK_SPLITS is 'a': pairs are needed"),
     ],
-)  # fmt: skip
+)
 def test_splits_that_names_do_not_tell_are_refused(
     there: str, asked: str, complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from cookbook import files, forms
 from cookbook.data import DataError
@@ -41,6 +41,7 @@ def _turns(made: Dataset) -> list[list[str]]:
 
 
 ASKED = ["user: q", "*assistant: a"]
+EARLIER = ["user: q", "assistant: a"]
 TOLD = ["system: s", "user: q", "*assistant: a"]
 DEEP = ["user: q1", "assistant: a1", "user: q", "*assistant: a"]
 TALK = [_said("user", "q"), _said("assistant", "a")]
@@ -52,7 +53,11 @@ TEXT = [{"type": "text", "text": "q"}]
     ("row", "form", "turns"),
     [
         # Prompt and completion, as text or as messages (TRL).
-        ({"prompt": "q", "completion": "a"}, "prompts and completions in `prompt`, `completion`", ASKED),
+        (
+            {"prompt": "q", "completion": "a"},
+            "prompts and completions in `prompt`, `completion`",
+            ASKED,
+        ),
         ({"prompt": TALK[:1], "completion": TALK[1:]}, "prompts and completions", ASKED),
         ({"prompt": TALK[:1], "completion": "a"}, "prompts and completions", ASKED),
         ({"prompt": "q", "completion": TALK[1:]}, "prompts and completions", ASKED),
@@ -78,16 +83,32 @@ TEXT = [{"type": "text", "text": "q"}]
         ({"messages": [_said("system", None), *TALK]}, "conversations", ASKED),
         ({"messages": [_said("user", "q"), _said("model", "a")]}, "conversations", ASKED),
         ({"messages": [_said("prompter", "q"), _said("bot", "a")]}, "conversations", ASKED),
-        ({"messages": [_said("user", "h"), *TALK]}, "conv", ["user: h", "user: q", "*assistant: a"]),
-        ({"messages": [_said("user", 0), _said("assistant", 1)]}, "c", ["user: 0", "*assistant: 1"]),
-        ({"messages": [_said("user", 1), _said("assistant", True)]}, "c", ["user: 1", "*assistant: true"]),
+        (
+            {"messages": [_said("user", "h"), *TALK]},
+            "conv",
+            ["user: h", "user: q", "*assistant: a"],
+        ),
+        (
+            {"messages": [_said("user", 0), _said("assistant", 1)]},
+            "c",
+            ["user: 0", "*assistant: 1"],
+        ),
+        (
+            {"messages": [_said("user", 1), _said("assistant", True)]},
+            "c",
+            ["user: 1", "*assistant: true"],
+        ),
         ({"messages": [_said("user", TEXT), TALK[1]]}, "conversations", ASKED),
         ({"messages": [_said("user", ["q"]), TALK[1]]}, "conversations", ASKED),
         ({"messages": [_said("user", {"parts": ["q"]}), TALK[1]]}, "conversations", ASKED),
         ({"messages": [_said("user", [{"type": "input_text", "text": "q"}]), TALK[1]]}, "c", ASKED),
         ({"messages": [_said("user", TEXT * 2), TALK[1]]}, "c", ["user: q\nq", "*assistant: a"]),
         ({"messages": [*TALK, _said("user", "left out")]}, "conversations", ASKED),
-        ({"messages": [_said("user", "q1"), _said("assistant", "a1"), *TALK]}, "conversations", DEEP),
+        (
+            {"messages": [_said("user", "q1"), _said("assistant", "a1"), *TALK]},
+            "conversations",
+            DEEP,
+        ),
         ({"prompt": "q", "messages": TALK}, "conversations in `messages`", ASKED),
         # ShareGPT.
         ({"conversations": SHARED}, "ShareGPT conversations in `conversations`", ASKED),
@@ -97,20 +118,39 @@ TEXT = [{"type": "text", "text": "q"}]
         ({"conversations": [_from("user", "q"), _from("chatgpt", "a")]}, "ShareGPT", ASKED),
         ({"conversations": [_from("human", "q1"), _from("gpt", "a1"), *SHARED]}, "ShareGPT", DEEP),
         # Instructions.
-        ({"instruction": "q", "output": "a"}, "instructions (Alpaca) in `instruction`, `output`", ASKED),
+        (
+            {"instruction": "q", "output": "a"},
+            "instructions (Alpaca) in `instruction`, `output`",
+            ASKED,
+        ),
         ({"instruction": "q", "input": "", "output": "a"}, "instructions (Alpaca)", ASKED),
         ({"instruction": "q", "input": None, "output": "a"}, "instructions (Alpaca)", ASKED),
-        ({"instruction": "q", "input": " i\n", "output": "a"},
-         "instructions (Alpaca) in `instruction`, `input`, `output`", ["user: q\n\ni", "*assistant: a"]),
-        ({"instruction": "q", "context": "c", "response": "a", "category": "x"},
-         "instructions (Alpaca) in `instruction`, `context`, `response`", ["user: q\n\nc", "*assistant: a"]),
+        (
+            {"instruction": "q", "input": " i\n", "output": "a"},
+            "instructions (Alpaca) in `instruction`, `input`, `output`",
+            ["user: q\n\ni", "*assistant: a"],
+        ),
+        (
+            {"instruction": "q", "context": "c", "response": "a", "category": "x"},
+            "instructions (Alpaca) in `instruction`, `context`, `response`",
+            ["user: q\n\nc", "*assistant: a"],
+        ),
         ({"instruction": "q", "output": "a", "history": [["q1", "a1"]]}, "instructions", DEEP),
         ({"instruction": "q", "output": "a", "history": []}, "instructions", ASKED),
+        ({"instruction": "q", "output": "a", "history": ""}, "instructions", ASKED),
+        ({"instruction": "q", "output": "a", "history": '[["q1", "a1"]]'}, "instructions", DEEP),
+        ({"question": "q", "answer": "a", "history": TALK}, "questions", [*EARLIER, *ASKED]),
         ({"instruction": "q", "output": "a", "system": "s"}, "instructions", TOLD),
-        ({"question": "q", "context": "c", "answer": "a"},
-         "questions and answers in `question`, `context`, `answer`", ["user: q\n\nc", "*assistant: a"]),
-        ({"question": "q", "context": ["c", "d"], "answer": "a"},
-         "questions and answers", ["user: q\n\nc\nd", "*assistant: a"]),
+        (
+            {"question": "q", "context": "c", "answer": "a"},
+            "questions and answers in `question`, `context`, `answer`",
+            ["user: q\n\nc", "*assistant: a"],
+        ),
+        (
+            {"question": "q", "context": ["c", "d"], "answer": "a"},
+            "questions and answers",
+            ["user: q\n\nc\nd", "*assistant: a"],
+        ),
         # A system text in a column of its own.
         ({"prompt": "q", "completion": "a", "system": "s"}, "prompts and completions", TOLD),
         ({"prompt": "q", "completion": "a", "system": " "}, "prompts and completions", ASKED),
@@ -118,7 +158,7 @@ TEXT = [{"type": "text", "text": "q"}]
         ({"messages": TALK, "system": "s"}, "conversations", TOLD),
         ({"messages": [_said("system", "s"), *TALK], "system": "other"}, "conversations", TOLD),
     ],
-)  # fmt: skip
+)
 def test_rows_are_recognised_and_said(
     row: dict[str, Any], form: str, turns: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,7 +192,10 @@ def test_parquet_does_not_add_keys_to_turns(tmp_path: Path) -> None:
     made = forms.as_conversations(files.read(tmp_path / "a.parquet")["train"])
     called = {"role": "assistant", "content": "", "tool_calls": [_call({})]}
     assert [row["completion"][0] for row in made] == [called, _said("assistant", "a")]
-    assert [row["prompt"][0] for row in made] == [_said("user", "q"), _said("user", "q", name="Ann")]
+    assert [row["prompt"][0] for row in made] == [
+        _said("user", "q"),
+        _said("user", "q", name="Ann"),
+    ]
 
 
 # --- Tools ----------------------------------------------------------------------------------
@@ -207,7 +250,9 @@ def test_results_of_tools_stand_before_the_answer() -> None:
     ]
 
 
-@pytest.mark.parametrize("role", ["tool", "function", "observation", "ipython", "function_response"])
+@pytest.mark.parametrize(
+    "role", ["tool", "function", "observation", "ipython", "function_response"]
+)
 def test_what_a_tool_returned_may_be_empty(role: str) -> None:
     (row,) = forms.as_conversations(_rows({"messages": [*TALK, _said(role, ""), TALK[1]]}))
     assert row["prompt"][-1] == _said("tool", "")
@@ -243,18 +288,31 @@ def test_what_else_a_turn_holds_stays() -> None:
         ({"messages": [_said("robot", "q"), TALK[1]]}, "a role other than system, user, assistant"),
         ({"messages": [{"content": "q"}, TALK[1]]}, "a role other than system, user, assistant"),
         ({"messages": [_said("user", [*TEXT, {"type": "image"}]), TALK[1]]}, "a picture, a file"),
-        ({"messages": [_said("user", [{"type": "image_url", "image_url": {}}]), TALK[1]]}, "a picture"),
+        (
+            {"messages": [_said("user", [{"type": "image_url", "image_url": {}}]), TALK[1]]},
+            "a picture",
+        ),
         ({"question": "q", "context": {"a": ["b"]}, "answer": "a"}, "no text"),
-        ({"messages": [TALK[0], _said("assistant", "", tool_calls=[_call("{")])]}, "no JSON object"),
-        ({"messages": [TALK[0], _said("assistant", "", tool_calls=[{"id": "x"}])]}, "without the name"),
+        (
+            {"messages": [TALK[0], _said("assistant", "", tool_calls=[_call("{")])]},
+            "no JSON object",
+        ),
+        (
+            {"messages": [TALK[0], _said("assistant", "", tool_calls=[{"id": "x"}])]},
+            "without the name",
+        ),
         ({"messages": [TALK[0], _from("function_call", "text")]}, "a tool call that is no object"),
+        ({"prompt": "q", "completion": "a", "history": 3}, "history is not a list of questions"),
+        ({"prompt": "q", "completion": "a", "history": [["q1"]]}, "history is not a list of"),
         ({"messages": TALK, "tools": "f, g"}, "tools is not a list of descriptions"),
     ],
-)  # fmt: skip
+)
 def test_rows_that_cannot_be_used_are_counted_or_refused(
     row: dict[str, Any], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good: dict[str, Any] = {"prompt": "q", "completion": "a"} if "prompt" in row else {"messages": TALK}
+    good: dict[str, Any] = (
+        {"prompt": "q", "completion": "a"} if "prompt" in row else {"messages": TALK}
+    )
     if "question" in row:
         good = {"question": "q", "context": "", "answer": "a"}
     made = forms.as_conversations(_rows(good, row, good, row), "train split")
@@ -280,10 +338,14 @@ def test_what_follows_the_last_answer_is_left_out_and_said(
     talk = [_said("user", "hello"), _said("assistant", " hi "), _said("user", "unanswered")]
     made = forms.as_conversations(_rows({"messages": talk}, {"messages": TALK}))
     assert _turns(made) == [["user: hello", "*assistant: hi"], ASKED]
-    assert "Left out what follows the last answer, in 1 rows of the data." in capsys.readouterr().out
+    assert (
+        "Left out what follows the last answer, in 1 rows of the data." in capsys.readouterr().out
+    )
 
 
-@pytest.mark.parametrize("columns", [["frage", "antwort"], ["text", "label"], ["prompt"], ["chosen"]])
+@pytest.mark.parametrize(
+    "columns", [["frage", "antwort"], ["text", "label"], ["prompt"], ["chosen"]]
+)
 def test_unknown_columns_are_named(columns: list[str]) -> None:
     named = ", ".join(sorted(columns))
     with pytest.raises(DataError, match=f"columns {named}; needed are.*COOKBOOK_COLUMNS="):
@@ -308,45 +370,105 @@ def test_other_columns_stay_in_their_rows() -> None:
     ("asked", "row", "turns", "said"),
     [
         # Nothing is asked: what was taken, and what takes the other.
-        ("", {"messages": TALK, "prompt": "p", "completion": "c"}, ASKED,
-         "could be read as prompts and completions in `prompt`, `completion` too: "
-         'COOKBOOK_COLUMNS="prompt=prompt,completion=completion".'),
-        ("", {"messages": TALK, "conversations": SHARED}, ASKED,
-         "could be read as ShareGPT conversations in `conversations` too: "
-         'COOKBOOK_COLUMNS="conversations=conversations".'),
-        ("", {"prompt": "q", "completion": "a", "context": "c"}, ASKED,
-         "could be read as prompts and completions in `prompt`, `context`, `completion` too: "
-         'COOKBOOK_COLUMNS="prompt=prompt,context=context,completion=completion".'),
-        ("", {"instruction": "q", "output": "a", "prompt": "p"}, ASKED,
-         'read as prompts and outputs in `prompt`, `output` too: COOKBOOK_COLUMNS="prompt=prompt,out'),
-        ("", {"question": "q", "context": "c", "answer": "a"}, ["user: q\n\nc", "*assistant: a"],
-         'To leave out `context`: COOKBOOK_COLUMNS="context=unused".'),
+        (
+            "",
+            {"messages": TALK, "prompt": "p", "completion": "c"},
+            ASKED,
+            "could be read as prompts and completions in `prompt`, `completion` too: "
+            'COOKBOOK_COLUMNS="prompt=prompt,completion=completion".',
+        ),
+        (
+            "",
+            {"messages": TALK, "conversations": SHARED},
+            ASKED,
+            "could be read as ShareGPT conversations in `conversations` too: "
+            'COOKBOOK_COLUMNS="conversations=conversations".',
+        ),
+        (
+            "",
+            {"prompt": "q", "completion": "a", "context": "c"},
+            ASKED,
+            "could be read as prompts and completions in `prompt`, `context`, `completion` too: "
+            'COOKBOOK_COLUMNS="prompt=prompt,context=context,completion=completion".',
+        ),
+        (
+            "",
+            {"instruction": "q", "output": "a", "prompt": "p"},
+            ASKED,
+            "read as prompts and outputs in `prompt`, `output` too: "
+            'COOKBOOK_COLUMNS="prompt=prompt,out',
+        ),
+        (
+            "",
+            {"question": "q", "context": "c", "answer": "a"},
+            ["user: q\n\nc", "*assistant: a"],
+            'To leave out `context`: COOKBOOK_COLUMNS="context=unused".',
+        ),
         # What such a line says is taken.
-        ("prompt=prompt,completion=completion", {"messages": TALK, "prompt": "p", "completion": "c"},
-         ["user: p", "*assistant: c"], "could be read as conversations in `messages` too: "
-         'COOKBOOK_COLUMNS="messages=messages".'),
-        ("messages=messages", {"messages": TALK, "prompt": "p", "completion": "c"}, ASKED, ""),
-        ("prompt=prompt,context=context,completion=completion",
-         {"prompt": "q", "completion": "a", "context": "c"}, ["user: q\n\nc", "*assistant: a"],
-         'To leave out `context`: COOKBOOK_COLUMNS="prompt=prompt,completion=completion,context=unused'),
+        (
+            "prompt=prompt,completion=completion",
+            {"messages": TALK, "prompt": "p", "completion": "c"},
+            ["user: p", "*assistant: c"],
+            "could be read as conversations in `messages` too: "
+            'COOKBOOK_COLUMNS="messages=messages".',
+        ),
+        (
+            "messages=messages",
+            {"messages": TALK, "prompt": "p", "completion": "c"},
+            ASKED,
+            "in `prompt`, `completion` too: "
+            'COOKBOOK_COLUMNS="prompt=prompt,completion=completion".',
+        ),
+        (
+            "prompt=prompt,context=context,completion=completion",
+            {"prompt": "q", "completion": "a", "context": "c"},
+            ["user: q\n\nc", "*assistant: a"],
+            "To leave out `context`: "
+            'COOKBOOK_COLUMNS="prompt=prompt,completion=completion,context=unused',
+        ),
         ("context=unused", {"question": "q", "context": "c", "answer": "a"}, ASKED, ""),
         # Names of one's own; Alpaca's `input` is not lost by them.
         ("frage=prompt,antwort=completion", {"frage": "q", "antwort": "a"}, ASKED, ""),
-        ("frage=prompt,antwort=completion", {"frage": "q", "antwort": "a", "messages": TALK[:1]}, ASKED,
-         'could be read as conversations in `messages` too: COOKBOOK_COLUMNS="messages=messages".'),
-        ("talk=messages", {"talk": TALK, "prompt": "p", "completion": "c"}, ASKED,
-         'COOKBOOK_COLUMNS="prompt=prompt,completion=completion".'),
-        ("instruction=prompt,output=completion", {"instruction": "q", "input": "i", "output": "a"},
-         ["user: q\n\ni", "*assistant: a"],
-         'leave out `input`: COOKBOOK_COLUMNS="instruction=prompt,output=completion,input=unused".'),
-        ("instruction=prompt,output=completion,input=unused",
-         {"instruction": "q", "input": "i", "output": "a"}, ASKED, ""),
-        ("frage=question,text=context,antwort=answer", {"frage": "q", "text": "c", "antwort": "a"},
-         ["user: q\n\nc", "*assistant: a"],
-         'COOKBOOK_COLUMNS="frage=question,antwort=answer,text=unused".'),
-        ("wer=system,frage=prompt,antwort=completion", {"wer": "s", "frage": "q", "antwort": "a"}, TOLD, ""),
+        (
+            "frage=prompt,antwort=completion",
+            {"frage": "q", "antwort": "a", "messages": TALK[:1]},
+            ASKED,
+            "could be read as conversations in `messages` too: "
+            'COOKBOOK_COLUMNS="messages=messages".',
+        ),
+        (
+            "talk=messages",
+            {"talk": TALK, "prompt": "p", "completion": "c"},
+            ASKED,
+            'COOKBOOK_COLUMNS="prompt=prompt,completion=completion".',
+        ),
+        (
+            "instruction=prompt,output=completion",
+            {"instruction": "q", "input": "i", "output": "a"},
+            ["user: q\n\ni", "*assistant: a"],
+            "leave out `input`: "
+            'COOKBOOK_COLUMNS="instruction=prompt,output=completion,input=unused".',
+        ),
+        (
+            "instruction=prompt,output=completion,input=unused",
+            {"instruction": "q", "input": "i", "output": "a"},
+            ASKED,
+            "",
+        ),
+        (
+            "frage=question,text=context,antwort=answer",
+            {"frage": "q", "text": "c", "antwort": "a"},
+            ["user: q\n\nc", "*assistant: a"],
+            'COOKBOOK_COLUMNS="frage=question,antwort=answer,text=unused".',
+        ),
+        (
+            "wer=system,frage=prompt,antwort=completion",
+            {"wer": "s", "frage": "q", "antwort": "a"},
+            TOLD,
+            "",
+        ),
     ],
-)  # fmt: skip
+)
 def test_of_several_readings_the_one_asked_for_is_taken(
     asked: str,
     row: dict[str, Any],
@@ -356,7 +478,7 @@ def test_of_several_readings_the_one_asked_for_is_taken(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("COOKBOOK_COLUMNS", asked)
-    rows = files.renamed(files.DatasetDict(train=_rows(row)))["train"]
+    rows = files.renamed(DatasetDict(train=_rows(row)))["train"]
     assert _turns(forms.as_conversations(rows)) == [turns]
     shown = capsys.readouterr().out
     assert said in shown
@@ -393,11 +515,13 @@ NAMES = ("prompt", "completion")
         ({"instruction": "q", "input": "i", "output": "a"}, ("q\n\ni", "a")),
         ({"prompt": "q", "completion": "a", "system": "s"}, ("s\n\nq", "a")),
         ({"prompt": "q", "completion": "a", "system": ""}, ("q", "a")),
-        ({"messages": [TALK[0], _said("assistant", "a", reasoning_content="t\n")]},
-         ("q", "<think>\nt\n</think>\n\na")),
+        (
+            {"messages": [TALK[0], _said("assistant", "a", reasoning_content="t\n")]},
+            ("q", "<think>\nt\n</think>\n\na"),
+        ),
         ({"messages": [TALK[0], _said("assistant", "a", thinking=" ")]}, ("q", "a")),
     ],
-)  # fmt: skip
+)
 def test_conversations_of_one_question_become_pairs(
     row: dict[str, Any], pair: tuple[str, str]
 ) -> None:

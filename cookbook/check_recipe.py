@@ -1,0 +1,144 @@
+"""What `make check-data` takes from a recipe: its own lines, so that both say the same.
+
+The statements that choose a template, check labels and plan a training are executed as they stand
+in the notebook; nothing of them is written a second time.
+"""
+
+import ast
+import io
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nbformat
+
+from cookbook.profiles import CookbookError
+from cookbook.run import parameters, recipe_of
+
+Names = dict[str, Any]
+
+
+@contextmanager
+def heard(said: list[str]) -> Iterator[None]:
+    """Keep what is printed meanwhile, line by line, for the report."""
+    stream = io.StringIO()
+    try:
+        with redirect_stdout(stream):
+            yield
+    finally:
+        said += [line for line in stream.getvalue().splitlines() if line.strip()]
+
+
+class Recipe:
+    """A notebook's code, and the questions that a look through data has for it."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            notebook = nbformat.read(path, as_version=4)
+        except (ValueError, AttributeError, nbformat.reader.NotJSONError) as error:
+            raise CookbookError(f"{path} is no notebook ({error}). Name one: NB=02-PEFT/...") from (
+                error
+            )
+        self.name = recipe_of(path)
+        self.profiles: dict[str, dict[str, Any]] = parameters(notebook).get("PROFILES", {})
+        if not self.profiles:
+            raise CookbookError(f"{path} has no PROFILES table, so it is no recipe.")
+        self.cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+        self.source = "\n".join(self.cells)
+        self.texts = "data.text_batches" in self.source
+        self.grpo = "GRPOTrainer(" in self.source
+        self.figures = "#### figure" in self.source
+        self.pairs = self._pairs()
+        self.labels = self.pairs is not None and self.pairs[1] == "label"
+
+    def _nodes(self) -> Iterator[ast.AST]:
+        for cell in self.cells:
+            yield from ast.walk(ast.parse(cell))
+
+    def _pairs(self) -> tuple[str, str] | None:
+        """Return the two columns that rows are read into, where the recipe takes no conversation."""
+        for node in self._nodes():
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "as_pairs":
+                asked, answered = ast.literal_eval(node.args[1])
+                return str(asked), str(answered)
+        return None
+
+    def instruction(self, labels: Iterable[str]) -> str:
+        """Return the system text that the recipe puts before every question; empty without one."""
+        given: Names = {"labels": list(labels)}
+        for node in self._nodes():
+            if isinstance(node, ast.Assign) and _assigns(node, {"INSTRUCTION"}):
+                _execute([node], given)
+        return str(given.get("INSTRUCTION", ""))
+
+    def choose_template(self, tokenizer: Any) -> None:
+        """Give the tokenizer the template that the recipe gives it where it has none, or another."""
+        given: Names = {"tokenizer": tokenizer}
+        for node in self._nodes():
+            chooses = isinstance(node, ast.If) and any(map(_sets_template, node.body))
+            if chooses or _assigns(node, {"TEMPLATE", "its_own_template"}):
+                _execute([node], given)
+
+    def check(self, names: set[str], given: Names) -> Names:
+        """Execute what assigns `names`, and the conditions on them that raise; return all names."""
+        for cell in self.cells:
+            for node in ast.parse(cell).body:
+                raises = isinstance(node, ast.If) and isinstance(node.body[0], ast.Raise)
+                asks = raises and names & {*_used([getattr(node, "test")])}
+                if asks or _assigns(node, names):
+                    _execute([node], given)
+        return given
+
+    def plans(self, given: Names) -> list[Any]:
+        """Execute the cells from the examples to the plan; return what the planner said in them."""
+        from cookbook import planner
+
+        made: list[Any] = []
+
+        def plan_training(*arguments: Any, **named: Any) -> Any:
+            made.append(planner.plan_training(*arguments, **named))
+            return made[-1]
+
+        last = next(n for n, cell in enumerate(self.cells) if "planner.plan_training(" in cell)
+        shown = max(n for n, cell in enumerate(self.cells[:last]) if "SupervisedView(" in cell)
+        first = last if self.texts else shown + 1
+        body = [node for cell in self.cells[first : last + 1] for node in ast.parse(cell).body]
+        asked = SimpleNamespace(
+            plan_training=plan_training, shapes=planner.shapes, Shape=planner.Shape
+        )
+        names = {**self._imported({*_used(body)} - {*given}), **given, "planner": asked}
+        with heard([]):
+            _execute(body, names)
+        return made
+
+    def _imported(self, wanted: set[str]) -> Names:
+        """Import what the notebook imports under these names, and nothing else of it."""
+        found: Names = {}
+        for node in self._nodes():
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                node.names = [one for one in node.names if (one.asname or one.name) in wanted]
+                if node.names:
+                    _execute([node], found)
+        return found
+
+
+def _used(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    for node in nodes:
+        yield from (one.id for one in ast.walk(node) if isinstance(one, ast.Name))
+
+
+def _assigns(node: ast.AST, names: set[str]) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    return any(isinstance(one, ast.Name) and one.id in names for one in targets)
+
+
+def _sets_template(node: ast.AST) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    return any(getattr(one, "attr", "") == "chat_template" for one in targets)
+
+
+def _execute(nodes: list[Any], names: Names) -> None:
+    """Run statements of a notebook of this repository, as `make notebook` would."""
+    exec(compile(ast.Module(nodes, type_ignores=[]), "<notebook>", "exec"), names)

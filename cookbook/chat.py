@@ -4,6 +4,7 @@ import html
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -91,6 +92,22 @@ one.function.name, 'arguments': one.function.arguments} | tojson) ~ '\\n</tool_c
 _ASKED, _SAID, _RULE = "probed question", "probed answer", "probed rule"
 _CALL = {"name": "probed_function", "arguments": {"probed_argument": "probed value"}}
 _TOOL = {"name": "probed_function", "description": "probed use", "parameters": {"type": "object"}}
+# What is said of a template's answers.
+_MARKED_OTHERWISE = (
+    "The chat template's generation markers enclose {} otherwise than the model has to generate "
+    "them: the latter is supervised."
+)
+_LEFT_OUT = (
+    "The chat template leaves out the thoughts of {}: they are supervised between <think> and "
+    "</think>."
+)
+_CLOSED = (
+    "The thoughts of {} are left out: their prompts close the thought before the answer begins."
+)
+_INSIDE = (
+    "The chat template's prompts open a thought, and {} have none: they are supervised as they "
+    "stand, right after <think>."
+)
 
 
 def _turn(role: str, content: str, **more: Any) -> Turn:
@@ -340,25 +357,13 @@ class _Labeller:
         self._ends = [ends] if isinstance(ends, int) else [*ends]
         template = str(tokenizer.chat_template)
         self._marked = re.search(r"\{%-?\s*generation\s*-?%\}", template) and tokenizer.is_fast
-        self._marked_otherwise = self._thoughts = self._closed = 0
+        self._found: Counter[str] = Counter()
 
     def report(self) -> None:
-        """Say what was found in the template."""
-        if self._marked_otherwise:
-            print(
-                f"The chat template's generation markers enclose {self._marked_otherwise} answers "
-                "otherwise than the model has to generate them: the latter is supervised."
-            )
-        if self._thoughts:
-            print(
-                f"The chat template leaves out the thoughts of {self._thoughts} answers: they are "
-                "supervised between <think> and </think>."
-            )
-        if self._closed:
-            print(
-                f"The thoughts of {self._closed} answers are left out: their prompts close the "
-                "thought before the answer begins."
-            )
+        """Say what was found in the template, with the number of answers."""
+        for what, count in self._found.items():
+            if count:
+                print(what.format(f"{count} answers"))
 
     def examples(self, row: Row) -> list[Row]:
         """Return a row's example, or one for each of its answers; `TemplateError` if refused."""
@@ -411,14 +416,16 @@ class _Labeller:
         answer = text[border:]
         thought, said = _thought_and_rest(turns[-1])
         if prompt.rstrip().endswith("</think>"):  # no thought is left to be generated
-            self._closed += bool(thought)
+            self._found[_CLOSED] += bool(thought)
             _, closed, rest = answer.partition("</think>")
             return rest.lstrip("\n") if closed and border < len(prompt) else answer
+        opened = prompt.rstrip().endswith("<think>")
         if _squeezed(thought) in _squeezed(answer):
+            self._found[_INSIDE] += opened and "</think>" not in answer
             return answer
-        self._thoughts += 1
+        self._found[_LEFT_OUT] += 1
         at = max(answer.find(said), 0)
-        begun = "" if prompt.rstrip().endswith("<think>") else "<think>\n"
+        begun = "" if opened else "<think>\n"
         return f"{begun}{thought}\n</think>\n\n{answer[at:]}"
 
     def _border(self, turns: list[Turn], prompt: str, text: str, switches: Row) -> int:
@@ -468,7 +475,8 @@ class _Labeller:
         marked = template(turns, return_dict=True, return_assistant_tokens_mask=True, **switches)
         mask = list(marked["assistant_masks"])
         end = start + self._length(ids[start:])
-        self._marked_otherwise += any(mask[start - 1 : start]) or not all(mask[start : end - 4])
+        otherwise = any(mask[start - 1 : start]) or not all(mask[start : end - 4])
+        self._found[_MARKED_OTHERWISE] += otherwise
 
 
 def _thought_and_rest(turn: Turn) -> tuple[str, str]:

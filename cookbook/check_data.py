@@ -1,7 +1,8 @@
-"""The doctor before the operation: `make check-data DATA=my.jsonl`, or `python -m cookbook.check_data`.
+"""The doctor before the operation: `make check-data DATA=my.jsonl`.
 
-It reads data as a recipe would read them and says what the recipe would make of them, on the
-terminal and as a page. Nothing is trained, and no weights are loaded.
+It (`python -m cookbook.check_data my.jsonl`) reads data as a recipe would read them and says what
+the recipe would make of them, on the terminal and as a page. Nothing is trained, and no weights are
+loaded.
 """
 
 import argparse
@@ -35,8 +36,9 @@ from cookbook.profiles import ROOT, CookbookError, choose_profile, compute_dtype
 DEFAULT = "02-PEFT/Falcon-7B-LoRA.ipynb"
 LENGTHS = (128, 192, 256, 512, 1024, 2048, 4096)
 KEEP = 0.98  # the share of rows that a proposed `max_length` keeps
-LABELLED = 1000  # rows whose labels are made, as a recipe makes them; tokens are counted of more
-CHARACTERS = 8_000_000  # that are tokenized or compared, each; more would take minutes
+LABELLED = 800  # rows whose labels are made, as a recipe makes them; tokens are counted of more
+TOKENIZED = 3_000_000  # characters of rows whose tokens are counted
+COMPARED = 8_000_000  # characters of rows that are searched for copies; more would take minutes
 FEW = 50  # training rows below which a score says little
 SHOWN = 5
 NUMBER = "row of the file, for check-data"  # a column that no data set has
@@ -105,7 +107,7 @@ def _lines_of(path: Path) -> list[int] | None:
     kind = files.FORMATS[files.ending(path)]
     if kind == "json":
         values = list(files._json_values(path, files._text(path)))
-        if len(values) == 1:
+        if len(values) == 1 and isinstance(values[0][1], list):
             return None
         counts = [(line, len(one) if isinstance(one, list) else 1) for line, one in values]
         return [line for line, count in counts for _ in range(count)]
@@ -133,7 +135,9 @@ def read(source: str) -> tuple[dict[str, Part], list[list[str]], str]:
     for theirs, rows in raw.items():
         ours = next((name for name, one in chosen.items() if one is rows), "not used")
         where = by_split.get(theirs, [])
-        names = ", ".join(str(one.relative_to(path) if path.is_dir() else one.name) for one in where)
+        names = ", ".join(
+            str(one.relative_to(path) if path.is_dir() else one.name) for one in where
+        )
         table.append([ours, names or theirs, str(len(rows))])
         if ours != "not used":
             word, places = places_of(where, len(rows))
@@ -165,8 +169,11 @@ def _files_of(path: Path) -> tuple[dict[str, list[Path]], str]:
     return splits, f"{', '.join(others[:SHOWN])}{more}" if others else ""
 
 
-def cut_test(parts: dict[str, Part], source: str) -> list[int]:
-    """Cut a test split as `load_splits` does where there is none; return the copies in it."""
+def cut_test(parts: dict[str, Part], source: str) -> tuple[dict[str, list[str]], int]:
+    """Cut a test split as `load_splits` does where there is none.
+
+    Returns the texts by which rows were compared, and how many copies were removed from it.
+    """
     whole = parts["train"]
     if len(whole.places) < 2:
         data.load_splits(source)  # says why that is too little
@@ -175,19 +182,19 @@ def cut_test(parts: dict[str, Part], source: str) -> list[int]:
     for name in ("train", "test"):
         parts[name] = whole.select(cut[name]["number"])
     texts = _texts_to_compare(parts)
-    copies = near_duplicates(*texts.values()) if texts else []
+    copies = near_duplicates(texts["train"], texts["test"])
     if len(copies) == len(parts["test"].places):
         data.load_splits(source)  # says that every one copies a training row
     kept = sorted({*range(len(parts["test"].places))} - {*copies})
     parts["test"] = parts["test"].select(kept)
-    return copies
+    return texts, len(copies)
 
 
 def _texts_to_compare(parts: dict[str, Part]) -> dict[str, list[str]]:
     """Return what tells rows of the splits apart, of as many as are compared."""
     taken = {name: list(part.rows.take(data.COMPARED)) for name, part in parts.items()}
     sizes = (len(text) for rows in taken.values() for row in rows for text in private.texts_in(row))
-    share = min(1.0, CHARACTERS / max(1, sum(sizes)))
+    share = min(1.0, COMPARED / max(1, sum(sizes)))
     taken = {name: rows[: max(1, int(share * len(rows)))] for name, rows in taken.items()}
     everything: Any = [row for rows in taken.values() for row in rows]
     texts = iter(data.distinct_texts(everything))
@@ -229,6 +236,17 @@ def usable(
         reason = _why_dropped(part.rows[number], form, recipe)
         dropped.setdefault(reason, []).append(number)
     return Part(rows, part.word, [part.places[n] for n in kept]), dropped, form
+
+
+def _better_recipe(columns: set[str], recipe: Recipe) -> str:
+    """Return a sentence that names the recipe which these columns are made for, or nothing."""
+    if {"text", "label"} <= columns and not recipe.labels:
+        what, other = "texts with classes", "03-Instruction-Tuning/Financial-Sentiment-OPT.ipynb"
+    elif "text" in columns and len(columns) == 1 and not recipe.texts:
+        what, other = "plain texts", "01-Full-Fine-Tuning/GPT-2-From-Scratch.ipynb"
+    else:
+        return ""
+    return f"These look like {what}: NB={other} takes them."
 
 
 def _figure(text: str) -> str:
@@ -284,10 +302,11 @@ class Tokens:
 
     whole: dict[str, list[int]]  # by split
     answers: list[int]  # of labelled training rows
-    labelled: Dataset | None  # training rows that fit, the first ones and the longest among them
+    labelled: Dataset  # training rows that fit, the longest ones among them
     said: list[str]  # what the template and the check of labels said
     counted: int  # training rows whose tokens were counted
-    numbers: list[int]  # which those are, where lengths belong to rows
+    labelled_from: int  # training rows that labels were made of
+    examples: Dataset  # of them, two to show
 
 
 def _text_of(tokenizer: PreTrainedTokenizerBase, row: Row) -> str:
@@ -310,7 +329,9 @@ def _lengths(
 
 def spread(count: int, wanted: int) -> list[int]:
     """Return `wanted` numbers below `count`, evenly spread, or all."""
-    return sorted({n * count // wanted for n in range(wanted)}) if count > wanted else [*range(count)]
+    return (
+        sorted({n * count // wanted for n in range(wanted)}) if count > wanted else [*range(count)]
+    )
 
 
 def _within_budget(rows: Dataset, characters: int, most: int) -> list[int]:
@@ -330,14 +351,14 @@ def count_tokens(
     """
     said: list[str] = []
     train = conversations["train"]
-    some = _within_budget(train, CHARACTERS // 8, LABELLED)
+    some = _within_budget(train, TOKENIZED // 4, LABELLED)
     with heard(said):
         labelled = chat.supervise_answers(train.select(some), tokenizer, ends)
     lengths = [len(ids) for ids in labelled["input_ids"]]
     whole = {"train": lengths}
     numbers = some
     if len(some) < len(train) and len(labelled) == len(some):
-        picked = _within_budget(train, CHARACTERS, len(train))
+        picked = _within_budget(train, TOKENIZED, len(train))
         texts = [_text_of(tokenizer, row) for row in train.select(picked)]
         counted = _lengths(tokenizer, texts, ends)
         if [one for n, one in zip(picked, counted) if n in {*some}] == [
@@ -345,16 +366,15 @@ def count_tokens(
         ]:
             whole["train"], numbers = counted, picked
     if "test" in conversations:
-        picked = _within_budget(conversations["test"], CHARACTERS // 4, LABELLED)
+        picked = _within_budget(conversations["test"], TOKENIZED // 4, LABELLED)
         rows = conversations["test"].select(picked)
         whole["test"] = _lengths(tokenizer, [_text_of(tokenizer, row) for row in rows], ends)
     answers = [sum(one != chat.IGNORED for one in labels) for labels in labelled["labels"]]
     fit = labelled.select([n for n, length in enumerate(lengths) if length <= limit])
+    said.append(chat.check_supervision(fit if len(fit) else labelled, tokenizer, ends))
     if len(fit):
-        said.append(chat.check_supervision(fit, tokenizer, ends))
         fit = _with_longest(fit, train, whole["train"], numbers, tokenizer, ends, limit, batch)
-    one_each = len(labelled) == len(some)
-    return Tokens(whole, answers, fit, said, len(numbers), numbers if one_each else [])
+    return Tokens(whole, answers, fit, said, len(numbers), len(some), labelled.take(2))
 
 
 def _with_longest(
@@ -376,15 +396,16 @@ def _with_longest(
             train.select([n for _, n in fitting[:batch]]), tokenizer, ends
         )
     both = {
-        name: [*fit[name], *longest[name]] for name in ("input_ids", "labels", "prompt", "completion")
+        name: [*fit[name], *longest[name]]
+        for name in ("input_ids", "labels", "prompt", "completion")
     }
     return Dataset.from_dict(both)
 
 
 def tokens_of_pairs(conversations: dict[str, Dataset], tokenizer: Any, limit: int) -> Tokens:
-    """Count the tokens of an encoder-decoder: what is read and what is written are two sequences."""
-    picked = _within_budget(conversations["train"], CHARACTERS // 8, LABELLED)
-    whole, answers, labelled = {}, [], None
+    """Count the tokens of an encoder-decoder, which reads one sequence and writes another."""
+    picked = _within_budget(conversations["train"], TOKENIZED // 4, LABELLED)
+    whole, answers = {}, []
     for name, rows in conversations.items():
         taken = rows.select(picked if name == "train" else spread(len(rows), LABELLED))
         read_ids = tokenizer(["\n\n".join(t["content"] for t in p) for p in taken["prompt"]])
@@ -392,12 +413,10 @@ def tokens_of_pairs(conversations: dict[str, Dataset], tokenizer: Any, limit: in
         if name == "train":
             written = tokenizer(text_target=[c[0]["content"] for c in taken["completion"]])
             answers = [len(ids) for ids in written["input_ids"]]
-            pairs = zip(read_ids["input_ids"], written["input_ids"])
-            fit = [(ids, labels) for ids, labels in pairs if len(ids) <= limit]
-            if fit:
-                ids, labels = map(list, zip(*fit))
-                labelled = Dataset.from_dict({"input_ids": ids, "labels": labels})
-    return Tokens(whole, answers, labelled, [], len(picked), picked)
+            made = {"input_ids": read_ids["input_ids"], "labels": written["input_ids"]}
+            labelled = Dataset.from_dict(made)
+    fit = labelled.select([n for n, one in enumerate(whole["train"]) if one <= limit])
+    return Tokens(whole, answers, fit, [], len(picked), len(picked), labelled.take(2))
 
 
 def proposal(lengths: Sequence[int]) -> int:
@@ -451,25 +470,25 @@ class Examination:
         said: list[str] = []
         with heard(said):
             self.parts, table, left = read(self.config.dataset)
-        cut = "test" not in self.parts
-        if cut:
-            copies = cut_test(self.parts, self.config.dataset)
+        texts = None
+        if "test" not in self.parts:
+            texts, copies = cut_test(self.parts, self.config.dataset)
             sizes = [len(self.parts[name].places) for name in ("train", "test")]
             said.append(
                 f"No split is held out: the recipe cuts one of {sizes[1]} rows and trains on "
-                f"{sizes[0]} ({len(copies)} near-duplicates removed from the test)."
+                f"{sizes[0]} ({copies} near-duplicates removed from the test)."
             )
         self._rows(said, table, left)
         ready = self._tokenizer() if not self.recipe.texts else None
         with ThreadPoolExecutor(1) as beside:
             # Tokenizing happens outside of Python: what is compared meanwhile takes no longer.
             tokens: Future[Tokens] | None = beside.submit(self._count, *ready) if ready else None
-            self._copies(cut)
+            self._copies(texts)
             self._private()
             found = tokens.result() if tokens else None
         if found and ready:
-            self._lengths(found)
             self._examples(found, ready)
+            self._lengths(found)
             self._answers()
             self._plan(found, ready)
         elif self.recipe.texts:
@@ -484,6 +503,17 @@ class Examination:
         return int(config.max_length)
 
     def _rows(self, said: list[str], table: list[list[str]], left: str) -> None:
+        what: list[check_page.Block] = [*map(private.masked, said)]
+        self.findings.sections.append(check_page.Section("What it is", what))
+        if left:
+            what.append(f"In the folder and left out: {left}.")
+            ends = {files.ending(Path(one)) for one in left.split(", ")}
+            if ends & {*files.FORMATS} - {".txt"}:
+                self._warn(f"Files of data in the folder are left out: {left}.")
+        what.append(Table(["split", "files", "rows"], table))
+        columns = self.parts["train"].rows.column_names
+        what.append(f"Columns: {', '.join(columns)}.")
+        what.append(_better_recipe({*columns}, self.recipe))
         dropped: list[list[str]] = []
         total = gone = 0
         heard_here: list[str] = []
@@ -494,19 +524,12 @@ class Examination:
             for reason, numbers in reasons.items():
                 gone += len(numbers)
                 dropped.append([name, str(len(numbers)), private.masked(reason), part.at(numbers)])
-        said[:0] = [line for line in heard_here if not line.startswith("Dropped ")]
-        if self.recipe.pairs and not any("rows of" in one for one in said):
+        form = [private.masked(one) for one in heard_here if not one.startswith("Dropped ")]
+        if self.recipe.pairs and not any("rows of" in one for one in form):
             names = " and ".join(f"`{one}`" for one in self.recipe.pairs)
-            said.append(f"Read as pairs of {names}. COOKBOOK_COLUMNS names other columns.")
-        if left:
-            said.append(f"In the folder and left out: {left}.")
-            ends = {files.ending(Path(one)) for one in left.split(", ")}
-            if ends & {*files.FORMATS} - {".txt"}:
-                self._warn(f"Files of data in the folder are left out: {left}.")
+            form.append(f"Read as pairs of {names}. COOKBOOK_COLUMNS names other columns.")
+        what[:0] = form
         used = total - gone
-        self.findings.add(
-            "What it is", *map(private.masked, said), Table(["split", "files", "rows"], table)
-        )
         sizes = ", ".join(f"{name} {len(one.places)}" for name, one in self.used.items())
         self.findings.add(
             "Rows",
@@ -591,9 +614,12 @@ class Examination:
         size = self.config.per_device_train_batch_size
         return count_tokens(self.conversations, tokenizer, ends, self.limit, size)
 
-    def _copies(self, cut: bool) -> None:
-        """Tell rows that say nearly the same, within the training split and across the splits."""
-        texts = _texts_to_compare(self.parts)
+    def _copies(self, of_cut: dict[str, list[str]] | None) -> None:
+        """Tell rows that say nearly the same, within the training split and across the splits.
+
+        `of_cut` are the texts of a test split that was cut, and that was searched before.
+        """
+        texts = of_cut or _texts_to_compare(self.parts)
         train = self.parts["train"]
         compared = len(texts["train"])
         first: dict[str, int] = {}
@@ -618,7 +644,7 @@ class Examination:
             self._warn(
                 f"{len(exact) + len(near)} training rows repeat others ({len(exact)} exactly)."
             )
-        if not cut and texts.get("test"):
+        if not of_cut and texts.get("test"):
             blocks += self._leakage(texts)
         if compared < len(train.places):
             blocks.append(f"Compared: the first {compared} of {len(train.places)} training rows.")
@@ -628,14 +654,18 @@ class Examination:
         found = near_duplicates(texts["train"], texts["test"])
         if not found:
             return ["Leakage: no test row says nearly what a training row says."]
-        share = f"{len(found)} of {len(texts['test'])} test rows say nearly what a training row says"
+        share = (
+            f"{len(found)} of {len(texts['test'])} test rows say nearly what a training row says"
+        )
         self._warn(f"Leakage: {share}, so the test flatters.")
         train, test = self.parts["train"], self.parts["test"]
         some = found[:SHOWN]
         near = near_duplicates([texts["test"][n] for n in some], texts["train"])
         rows = []
         for number in some:
-            alike = [n for n in near if near_duplicates([texts["test"][number]], [texts["train"][n]])]
+            alike = [
+                n for n in near if near_duplicates([texts["test"][number]], [texts["train"][n]])
+            ]
             rows.append([test.at([number]), train.at(alike[:1])])
         return [f"Leakage: {share}.", Table(["test", "training"], rows)]
 
@@ -686,15 +716,17 @@ class Examination:
             for limit in limits
         ]
         setting = f"COOKBOOK_MAX_LENGTH={best}"
-        enough = f"{setting} keeps {sum(one <= best for one in lengths) / len(lengths):.1%} of them."
-        if self.recipe.grpo:
-            enough = f"{best} tokens keep {KEEP:.0%} of them: `max_prompt_length` in PROFILES."
-        counted = (
-            f"Tokens were counted in {tokens.counted:,} of {total:,} training rows, evenly spread, "
-            f"answers in {len(tokens.answers):,}."
-            if tokens.counted < total or len(tokens.answers) < total
-            else ""
+        enough = (
+            f"{setting} keeps {sum(one <= best for one in lengths) / len(lengths):.1%} of the rows."
         )
+        if self.recipe.grpo:
+            enough = f"{best} tokens keep {KEEP:.0%} of the rows: `max_prompt_length` in PROFILES."
+        counted = ""
+        if tokens.counted < total or tokens.labelled_from < total:
+            counted = (
+                f"Sampled, evenly spread: tokens were counted in {tokens.counted:,} of {total:,} "
+                f"training rows, and labels made for {tokens.labelled_from:,}."
+            )
         self.findings.add(
             "Lengths in tokens",
             Table(
@@ -721,9 +753,7 @@ class Examination:
     def _examples(self, tokens: Tokens, ready: tuple[Any, list[int], list[str], str, bool]) -> None:
         tokenizer, ends, said, _, pairs = ready
         blocks: list[check_page.Block] = [*said, *map(private.masked, tokens.said)]
-        if tokens.labelled is None or not len(tokens.labelled):
-            return
-        rows = tokens.labelled.take(2)
+        rows = tokens.examples
         if pairs:
             runs = [
                 [
@@ -739,7 +769,7 @@ class Examination:
             )
             with heard([]):
                 shown = chat.supervise_answers(
-                    forms.Dataset.from_dict({k: [one[k] for one in clean] for k in clean[0]}),
+                    Dataset.from_dict({k: [one[k] for one in clean] for k in clean[0]}),
                     tokenizer,
                     ends,
                 )
@@ -753,10 +783,13 @@ class Examination:
         """Tell answers that teach little: all equal, or very short."""
         if self.recipe.labels:
             return
-        said = [str(one[-1].get("content") or "") for one in self.conversations["train"]["completion"]]
+        said = [
+            str(one[-1].get("content") or "") for one in self.conversations["train"]["completion"]
+        ]
         short = [n for n, one in enumerate(said) if 0 < len(one.split()) <= 2 and len(one) < 20]
         empty = [n for n, one in enumerate(said) if not one.strip()]
-        (common, times), *_ = Counter(said).most_common(1)
+        whole = [str(one) for one in self.conversations["train"]["completion"]]
+        ((_, times),) = Counter(whole).most_common(1)
         blocks = []
         if len(said) > 1 and times == len(said):
             blocks.append("All answers are equal.")
@@ -768,7 +801,9 @@ class Examination:
         if short:
             blocks.append(f"{len(short)} answers have one or two words ({part.at(short)}).")
         if empty:
-            blocks.append(f"{len(empty)} answers are calls of tools without text ({part.at(empty)}).")
+            blocks.append(
+                f"{len(empty)} answers are calls of tools without text ({part.at(empty)})."
+            )
         self.findings.add("Answers", *(blocks or ["Nothing unusual."]))
 
     def _texts(self) -> None:
@@ -792,8 +827,6 @@ class Examination:
 
     def _plan(self, tokens: Tokens, ready: tuple[Any, list[int], list[str], str, bool]) -> None:
         """Let the recipe's own cells plan its training with the rows that were labelled."""
-        if tokens.labelled is None:
-            return
         tokenizer, _, _, path, pairs = ready
         rows = {"train": tokens.labelled}
         given: dict[str, Any] = {

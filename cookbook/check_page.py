@@ -1,5 +1,6 @@
 """What `make check-data` found, as text for a terminal and as one page that needs nothing else."""
 
+import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,8 @@ figcaption { font-weight: 600; margin-bottom: .35rem; }
   border-radius: 0 .15rem .15rem 0; }
 pre { background: var(--box); border-radius: .35rem; padding: .8rem 1rem; margin: .75rem 0;
   white-space: pre-wrap; font: .86rem/1.55 ui-monospace, Menlo, Consolas, monospace; }
+code { font: .92em ui-monospace, Menlo, Consolas, monospace; background: var(--box);
+  padding: .1em .3em; border-radius: .2rem; }
 mark { background: var(--learned); color: inherit; border-radius: .15rem; padding: .05em 0; }
 small { color: var(--soft); }
 @media (max-width: 34rem) { th, td { padding-right: .9rem; } h2 { margin-top: 1.5rem; } }
@@ -83,6 +86,7 @@ class Examples:
     texts: Sequence[Sequence[tuple[str, bool]]]
 
 
+_CODE = re.compile("`([^`]+)`")
 Block = str | Table | Bars | Examples
 
 
@@ -180,7 +184,8 @@ def as_html(found: Found) -> str:
 
 def _block(block: Block) -> str:
     if isinstance(block, str):
-        return f"<p>{escape(block)}</p>"
+        text = _CODE.sub(r"<code>\1</code>", escape(block))
+        return f"<p>{text}</p>"
     if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Bars):

@@ -58,7 +58,7 @@ class Recipe:
             yield from ast.walk(ast.parse(cell))
 
     def _pairs(self) -> tuple[str, str] | None:
-        """Return the two columns that rows are read into, where the recipe takes no conversation."""
+        """Return the two columns that rows are read into; None where it takes conversations."""
         for node in self._nodes():
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "as_pairs":
                 asked, answered = ast.literal_eval(node.args[1])
@@ -74,21 +74,27 @@ class Recipe:
         return str(given.get("INSTRUCTION", ""))
 
     def choose_template(self, tokenizer: Any) -> None:
-        """Give the tokenizer the template that the recipe gives it where it has none, or another."""
+        """Give the tokenizer the template that the recipe gives it, if it does."""
         given: Names = {"tokenizer": tokenizer}
-        for node in self._nodes():
+        # The first cell that does: a later one may set it back, to compare.
+        cell = next((one for one in self.cells if "tokenizer.chat_template = " in one), "")
+        for node in ast.walk(ast.parse(cell)):
             chooses = isinstance(node, ast.If) and any(map(_sets_template, node.body))
             if chooses or _assigns(node, {"TEMPLATE", "its_own_template"}):
                 _execute([node], given)
 
     def check(self, names: set[str], given: Names) -> Names:
-        """Execute what assigns `names`, and the conditions on them that raise; return all names."""
-        for cell in self.cells:
-            for node in ast.parse(cell).body:
-                raises = isinstance(node, ast.If) and isinstance(node.body[0], ast.Raise)
-                asks = raises and names & {*_used([getattr(node, "test")])}
-                if asks or _assigns(node, names):
-                    _execute([node], given)
+        """Execute what first assigns `names`, and the conditions on them beside it that raise.
+
+        Returns all names there are then.
+        """
+        bodies = (ast.parse(cell).body for cell in self.cells)
+        first = next((body for body in bodies if any(_assigns(one, names) for one in body)), [])
+        for node in first:
+            raises = isinstance(node, ast.If) and isinstance(node.body[0], ast.Raise)
+            asks = raises and names & {*_used([getattr(node, "test")])}
+            if asks or _assigns(node, names):
+                _execute([node], given)
         return given
 
     def plans(self, given: Names) -> list[Any]:

@@ -14,6 +14,7 @@ from cookbook.deduplicate import near_duplicates
 from cookbook.files import DataError
 from cookbook.forms import report_dropped
 from cookbook.offline import offline_path
+from cookbook.paths import typed_path
 
 EMBEDDED = "offline:"  # prefix of names that live in the embedded default
 TEST_SHARE = 0.1
@@ -39,7 +40,7 @@ def load_splits(source: str, configuration: str | None = None) -> DatasetDict:
         splits = files.read(path)
     elif files.ending(path) in files.FORMATS or path.is_absolute() or source.startswith((".", "~")):
         raise DataError(
-            f"The data set {source} does not exist (looked for in {path.absolute().parent}). "
+            f"The data set {source} does not exist (looked for in {typed_path(source).parent}). "
             "Check COOKBOOK_DATASET."
         )
     else:

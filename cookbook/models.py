@@ -76,9 +76,10 @@ _GGUF = (
 
 def _check_folder(folder: Path, weights: bool) -> None:
     """Raise `CookbookError` for a folder from which no model could be loaded whole."""
+    # Beside a config.json, too: transformers would load the adapter's base.
+    if (folder / "adapter_config.json").is_file():
+        raise CookbookError(_of_an_adapter(folder))
     if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise CookbookError(_of_an_adapter(folder))
         if list(folder.glob("*.gguf")):
             raise CookbookError(_GGUF.format(folder))
         inside = sorted(path.parent for path in folder.glob("*/config.json"))
@@ -86,7 +87,7 @@ def _check_folder(folder: Path, weights: bool) -> None:
         raise CookbookError(
             f"{folder} has no config.json, so it is no model folder. Check the path.{found}"
         )
-    for path in (*folder.glob("*.json"), *folder.glob("*.safetensors")):
+    for path in sorted(one for one in folder.iterdir() if one.is_file()):
         with path.open("rb") as file:
             if file.read(len(_POINTER)) == _POINTER:
                 raise CookbookError(
@@ -104,13 +105,18 @@ def _check_folder(folder: Path, weights: bool) -> None:
         )
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        parts = {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        parts = {*_read_json(index).get("weight_map", {}).values()}
         missing = sorted(part for part in parts if not (folder / part).is_file())
         if missing:
             raise CookbookError(
                 f"{folder} lacks {len(missing)} of {len(parts)} files of weights, {missing[0]} "
                 "first. Copy or download the model anew."
             )
+    elif not (folder / "model.safetensors").is_file():
+        raise CookbookError(
+            f"{folder} has {found_weights[0].name}, but neither model.safetensors nor "
+            "model.safetensors.index.json. Copy or download the model anew, whole."
+        )
     for path in found_weights:
         try:
             with safe_open(path, framework="pt") as file:
@@ -126,18 +132,29 @@ def _check_folder(folder: Path, weights: bool) -> None:
         )
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise CookbookError(
+            f"{path} is no JSON ({error}). Copy or download the model anew."
+        ) from error
+
+
 def _of_an_adapter(folder: Path) -> str:
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    settings = _read_json(folder / "adapter_config.json")
     base = settings.get("base_model_name_or_path")
     merged = f"{str(folder).rstrip('/')}-merged"
+    kind = "Seq2SeqLM" if settings.get("task_type") == "SEQ_2_SEQ_LM" else "CausalLM"
+    words = folder if any(folder.glob("tokenizer*")) else base
     code = (
-        "from peft import AutoPeftModelForCausalLM as M; from transformers import AutoTokenizer as "
+        f"from peft import AutoPeftModelFor{kind} as M; from transformers import AutoTokenizer as "
         f"T; M.from_pretrained('{folder}').merge_and_unload().save_pretrained('{merged}'); "
-        f"T.from_pretrained('{folder}').save_pretrained('{merged}')"
+        f"T.from_pretrained('{words}').save_pretrained('{merged}')"
     )
     return (
         f"{folder} holds an adapter, which is nothing without its base model ({base}). Merge the "
-        f'two, and train from that: .venv/bin/python -c "{code}" and COOKBOOK_MODEL={merged}.'
+        f'two, and train from that: .venv/bin/python -c "{code}" and COOKBOOK_MODEL="{merged}".'
     )
 
 
@@ -201,17 +218,40 @@ def causal_class(model_path: str) -> tuple[Any, PreTrainedConfig, dict[str, str]
     text = whole.get_text_config()
     if text is whole or whole.model_type not in _SEES:
         return AutoModelForCausalLM, whole, None
+    text = _as_text_alone(text)
     if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise CookbookError(
             f"transformers has no class for the text part of {whole.model_type} alone. Set "
             "COOKBOOK_MODEL to a model of text."
         )
+    text.tie_word_embeddings = whole.tie_word_embeddings
     print(f"This model also sees: its text part ({text.model_type}) is trained, alone.")
-    mapping = {
-        r"^(model\.)?(language_model|text_model)\.lm_head\.": "lm_head.",
-        r"^(model\.)?(language_model|text_model)\.(model\.)?": "model.",
-    }
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(text)], text, mapping
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(text)], text, dict(_TEXT_NAMES)
+
+
+_TEXT_NAMES = {
+    r"^(model\.)?(language_model|text_model)\.lm_head\.": "lm_head.",
+    r"^(model\.)?(language_model|text_model)\.(model\.)?": "model.",
+}
+# Text parts that are models of text but for positions in two dimensions, which text has not.
+_SAME_AS = {
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+    "qwen3_vl_moe_text": "qwen3_moe",
+}
+
+
+def _as_text_alone(text: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a text part's configuration as that of the model of text which it is."""
+    kind = _SAME_AS.get(text.model_type)
+    if kind is None:
+        return text
+    settings = text.to_dict()
+    rope = settings.get("rope_parameters") or {}
+    settings["rope_parameters"] = {k: v for k, v in rope.items() if not k.startswith("mrope")}
+    settings.pop("model_type")
+    return CONFIG_MAPPING[kind](**settings)
 
 
 def check_loaded(loaded: dict[str, Any]) -> None:
@@ -231,7 +271,10 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     """Give the model a row for each token that was added to its tokenizer, and say so.
 
     Tokens that nobody added and that have no row mean another model's tokenizer: `DataError`.
+    What a text part's weights were called in the file is forgotten, so that it is saved under the
+    names of the model of text that it is.
     """
+    _keep_names(model)
     table: Any = model.get_input_embeddings()
     rows = table.weight.shape[0]
     beyond = sorted(number for number in tokenizer.get_vocab().values() if number >= rows)
@@ -246,6 +289,14 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         "begin as the mean of all others. With LoRA they stay so (`trainable_token_indices` of "
         "LoraConfig trains them)."
     )
+
+
+def _keep_names(model: PreTrainedModel) -> None:
+    """Let a model be saved under its own names: transformers would give back those of the file."""
+    renamed = getattr(model, "_weight_conversions", None)
+    if renamed:
+        others = [one for one in renamed if not {*one._original_source_patterns} & {*_TEXT_NAMES}]
+        model._weight_conversions = others  # type: ignore[assignment]
 
 
 def _refuse_tokenizer(largest: int, known: int) -> None:

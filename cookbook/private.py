@@ -52,7 +52,11 @@ _KINDS: dict[str, tuple[str, Callable[[str], bool] | None]] = {
     "Slack token": (r"\bxox[abeposr]-[A-Za-z0-9-]{10,}", None),
     "e-mail address": (r"\b[\w.+%-]+@[\w-]+(?:\.[\w-]+)*\.[^\W\d_]{2,}\b", None),
     "IBAN": (r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b", _is_iban),
-    "credit card number": (r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-]|\.\d)", _is_card),
+    "credit card number": (
+        r"(?<![\w.-])(?<!\d )(?:\d{13,19}|\d{4}([ -])\d{4}\1\d{4}\1\d{4}|\d{4}[ -]\d{6}[ -]\d{5})"
+        r"(?![\w-]|\.\d| \d)",
+        _is_card,
+    ),
     "IP address": (
         rf"(?<![\w.])(?<!version )(?:{_OCTET}\.){{3}}{_OCTET}(?![\w-]|\.\d)",
         _is_address,

@@ -81,7 +81,10 @@ def execute(path: Path, timeout: int | None = None) -> Path:
     `<notebook>.failed.ipynb` and earlier results stay untouched. `timeout` is in seconds per cell.
     """
     notebook = nbformat.read(path, as_version=4)
-    folder = run_folder(recipe_of(path), choose_profile(parameters(notebook)["PROFILES"]))
+    given = parameters(notebook)
+    # A copy under another name, as in a sweep, writes where its own RECIPE says.
+    recipe = given.get("RECIPE", recipe_of(path))
+    folder = run_folder(recipe, choose_profile(given["PROFILES"]))
     with held(folder):
         _execute(notebook, path, folder, timeout)
     return folder

@@ -125,10 +125,10 @@ def _processes() -> dict[str, Any]:
 
 
 def _loading() -> dict[str, Any]:
-    names = ("files", "loading", "test_loading")
+    names = ("files", "loading", "test_loading", "test_forms")
     return {
-        **_files(*(f"tests/reliability/{name}.py" for name in names)),
-        **_used("from cookbook import data\ndata"),
+        **_files(*(f"tests/reliability/{name}.py" for name in names), "tests/unit/templates.py"),
+        **_used("from cookbook import chat, data, forms, models\nchat, data, forms, models"),
         **{one: proof.digests(one)["notebook"] for one in RECIPES},
         **_lock(),
     }

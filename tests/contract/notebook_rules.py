@@ -44,10 +44,13 @@ def code_cells(notebook: NotebookNode) -> list[str]:
 
 
 def calls(notebook: NotebookNode, name: str) -> Iterator[dict[str, ast.expr]]:
-    """Yield the arguments of each call of a function, by their names or places ("0", "1", ...)."""
+    """Yield the arguments of each call of a function, by their names or places ("0", "1", ...).
+
+    Those that a mapping gives are called "**".
+    """
     for node in ast.walk(ast.parse("\n".join(code_cells(notebook)))):
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == name:
-            named = {one.arg: one.value for one in node.keywords if one.arg}
+            named = {one.arg or "**": one.value for one in node.keywords}
             yield {str(place): one for place, one in enumerate(node.args)} | named
 
 

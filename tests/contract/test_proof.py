@@ -160,9 +160,11 @@ def test_every_part_that_a_notebook_names_is_found() -> None:
     for path in record.notebooks():
         code = proof.notebook_code(nbformat.read(path, as_version=4))
         used = proof.digests(recipe_of(path))["cookbook"]
-        for module in ("data", "training", "evaluation", "report", "planner", "memory"):
+        modules = "chat data evaluation experts forms memory models planner report saving training"
+        for module in modules.split():
             for name in re.findall(rf"(?<![\w.]){module}\.(\w+)", code):
-                if hasattr(importlib.import_module(f"cookbook.{module}"), name):
+                part = getattr(importlib.import_module(f"cookbook.{module}"), name, None)
+                if getattr(part, "__module__", None) == f"cookbook.{module}":
                     assert f"{module}.{name}" in used, path
 
 

@@ -117,13 +117,16 @@ class Recipe:
         if "AutoTokenizer" in self._names:
             self._names["AutoTokenizer"] = _Tokenizers()
 
-    def load(self, source: Path) -> Outcome:
-        """Load a file as a person's own data; whatever is no `CookbookError` comes through."""
+    def load(self, source: Path, **changed: Any) -> Outcome:
+        """Load a file as a person's own data, with some settings changed.
+
+        Whatever is no `CookbookError` comes through.
+        """
         names, printed = dict(self._names), io.StringIO()
         run = source.parent / "run"
         (run / "checkpoints").mkdir(parents=True)
         names["config"] = type(names["config"])(
-            **vars(names["config"]) | {"dataset": str(source), "own": True}
+            **vars(names["config"]) | {"dataset": str(source), "own": True} | changed
         )
         names["run"] = run
         refused = None

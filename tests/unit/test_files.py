@@ -210,6 +210,25 @@ def test_a_table_of_text_stays_the_text_that_it_is(
     assert _only(_write(tmp_path / name, content)) == expected
 
 
+@pytest.mark.parametrize(
+    ("content", "row"),
+    [
+        ("Frage, kurz;Antwort\nx;y\nz, w, v;u\n", {"Frage, kurz": "x", "Antwort": "y"}),
+        ("sep=;\na;b,c\nx;y,z\n", {"a": "x", "b,c": "y,z"}),
+    ],
+)
+def test_the_separator_is_the_one_that_fits_or_was_said(
+    content: str, row: dict[str, str], tmp_path: Path
+) -> None:
+    assert _only(_write(tmp_path / "a.csv", content))[0] == row
+
+
+def test_utf_16_without_a_mark_may_be_chinese(tmp_path: Path) -> None:
+    row = {"prompt": "一种语言" * 500}
+    content = json.dumps(row, ensure_ascii=False).encode("utf-16-le")
+    assert _only(_write(tmp_path / "a.jsonl", content)) == [row]
+
+
 def test_a_column_without_a_name_gets_one(tmp_path: Path) -> None:
     content = FRAME.head(1).to_csv()  # pandas writes its numbers of rows so
     (row,) = _only(_write(tmp_path / "a.csv", content))
@@ -238,6 +257,7 @@ def test_empty_fields_at_the_ends_of_lines_are_counted(
         ("a.csv", "a,b\n", "holds no rows: its first line names the columns"),
         ("a.csv", "", "holds no rows"),
         ("a.csv", "a,b\nx\0,y\n", "null characters"),
+        ("a.csv", "a\0b,c\nx,y\n", "null characters"),
         (
             "a.csv",
             "a,b\nx,y\nä,z\n".encode("cp1252"),
@@ -314,7 +334,8 @@ def test_a_damaged_parquet_file_is_refused(
     [
         (["1", "null", "3"], [1, None, 3]),
         (["1.0", "NaN", "3.0"], [1, None, 3]),
-        (["1.5", "null"], [1.5, None]),
+        (["1.5", "null", "NaN"], [1.5, None, None]),
+        (['[{"b": NaN}]'], [[{"b": None}]]),
         (["1.0", "2.0"], [1.0, 2.0]),
         (['"x"', "NaN", "7"], ["x", None, "7"]),
         (['"x"', "0.5", "true"], ["x", "0.5", "true"]),

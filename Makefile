@@ -133,7 +133,7 @@ notebook: check-notebook $(NB_STAMP) ## Execute one notebook: make notebook NB=0
 
 # NB's group where one is named, else that of the recipe that is taken without.
 check-data: $(if $(NB),check-notebook $(NB_STAMP),$(STAMP)peft) ## Look through data before training: make check-data DATA=my.jsonl (NB=, MODEL=)
-	@$(VENV_PYTHON) -m cookbook.check_data "$$DATA" --nb "$$NB" --model "$$MODEL"
+	@$(VENV_PYTHON) -m cookbook.doctor "$$DATA" --nb "$$NB" --model "$$MODEL"
 
 notebooks: check-folder $(FOLDER_STAMPS) offline ## Execute and check all notebooks, or those of FOLDER=02-PEFT
 	@$(VENV_PYTHON) -m pytest -m recipes tests/recipes $(if $(FOLDER),-k "$$FOLDER")

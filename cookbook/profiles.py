@@ -46,9 +46,9 @@ def choose_profile(profiles: Mapping[str, Mapping[str, Any]]) -> SimpleNamespace
 
     `COOKBOOK_PROFILE` forces a profile; otherwise no CUDA means `cpu`, a card under 40 GB `gpu16`,
     a larger one `gpu80`. `COOKBOOK_MODEL`, `COOKBOOK_DATASET`, `COOKBOOK_MAX_STEPS`,
-    `COOKBOOK_MAX_LENGTH` and `COOKBOOK_SEED` replace the settings of those names. The result also has `profile`, `own` (own
-    model or data) and `seed`. Raises `CookbookError` for values nobody could have meant, and where
-    the cache that the data needs cannot be written.
+    `COOKBOOK_MAX_LENGTH` and `COOKBOOK_SEED` replace the settings of those names. The result also
+    has `profile`, `own` (own model or data) and `seed`. Raises `CookbookError` for values nobody
+    could have meant, and where the cache that the data needs cannot be written.
 
     A file or folder is named as the shell knows it (`typed_path`), and comes back absolute.
     """

@@ -81,9 +81,12 @@ def optional_packages() -> set[str]:
     return found - names(core_requirements())
 
 
+INTERNAL = {f"check-{what}" for what in ("notebook", "folder", "docker", "caches")}
+
+
 @cache
 def make_targets() -> frozenset[str]:
-    """Targets that a person calls: the .PHONY ones but for internal checks (check-...)."""
+    """Targets that a person calls: the .PHONY ones but for internal checks."""
     text = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
     declared = " ".join(re.findall(r"^\.PHONY:(.*)$", text, re.MULTILINE)).split()
-    return frozenset(name for name in declared if not name.startswith("check-"))
+    return frozenset(name for name in declared if name not in INTERNAL)

@@ -1,4 +1,4 @@
-"""Chat templates of the kinds that models bring, each with a small tokenizer that has its tokens."""
+"""Chat templates of the kinds that models bring, each with a small tokenizer of its tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 # Blank lines and blanks before words become tokens of their own, as in large vocabularies.
 _CORPUS = [
@@ -185,7 +185,7 @@ class Kind:
     together: bool | None = True  # whether a conversation is one sequence; None: some are
     pieces: str = "lines"  # how its tokenizer cuts words, see `_pieces`
 
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> Any:
         """Return a new tokenizer of this kind."""
         made = tokenizer(self.tokens, self.eos, self.bos, self.pieces)
         made.chat_template = self.template

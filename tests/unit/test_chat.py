@@ -64,7 +64,7 @@ CONVERSATIONS: dict[str, Row] = {
         "messages": [_SYSTEM, _user("France?"), _model("Paris"), _user("Peru?"), _model("Lima")]
     },
     "two users": {
-        "messages": [_user("Hello."), _user("France?"), _model("Paris"), _user("Why?"), _model("So")]
+        "messages": [_user("Hello."), _user("France?"), _model("Paris"), _user("Why"), _model("So")]
     },
     "tools": {
         "messages": [
@@ -214,24 +214,27 @@ def _supervised(words: Any, rows: Dataset, **more: Any) -> list[str]:
     return [text for _, text in _learned(words, made)]
 
 
-@pytest.mark.parametrize("said", ["\n\nfour", "\nfour", " four", "    four", "four", "<four", "\t"])
+_BEGINNINGS = ("\n\nfour", "\nfour", " four", "    four", "four", "<four", "\t")
+
+
 @pytest.mark.parametrize("name", KINDS)
-def test_a_prompt_keeps_its_tokens_whatever_the_answer_begins_with(name: str, said: str) -> None:
-    turns = [_user("2 and 2?"), _model(said), _user("Once more?"), _model(said)]
-    rows = _direct(turns)
-    words = _fitted(name, rows)
+def test_a_prompt_keeps_its_tokens_whatever_the_answer_begins_with(name: str) -> None:
+    talks = [[_user("2 and 2?"), _model(said)] * 2 for said in _BEGINNINGS]
+    rows = _table(*({"prompt": one[:-1], "completion": one[-1:]} for one in talks))
+    kind, words = KINDS[name], _fitted(name, rows)
     learned = _learned(words, chat.supervise_answers(rows, words, chat.end_tokens(words)))
-    assert [before for before, _ in learned] == [
-        _prompt_ids(words, turns[:n], rows[0]) for n in (1, 3)
+    strips = name in ("deepseek-r1", "gemma") or name.startswith("llama")
+    wanted = [
+        (
+            _prompt_ids(words, talk[:n], {}),
+            kind.before + (said.strip() if strips else said) + kind.after + kind.end,
+        )
+        for said, talk in zip(_BEGINNINGS, talks, strict=True)
+        for n in (1, 3)
     ]
-    if name in ("deepseek-r1", "gemma") or name.startswith("llama"):
-        said = said.strip()  # as their templates do
-    elif name == "qwen-3":
-        said = said.lstrip("\n") if "</think>" in said else said
-    wanted = KINDS[name].before + said + KINDS[name].after + KINDS[name].end
-    if KINDS[name].pieces == "sentencepiece":
-        learned, wanted = _without_blanks(learned), "".join(wanted.split())
-    assert [text for _, text in learned] == [wanted, wanted]
+    if kind.pieces == "sentencepiece":
+        wanted, learned = _without_blanks(wanted), _without_blanks(learned)
+    assert learned == wanted
 
 
 @pytest.mark.parametrize("name", KINDS)

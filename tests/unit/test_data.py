@@ -203,6 +203,13 @@ def test_near_copies_count_and_short_ones_must_be_equal(
     assert "Leakage: 3 of 5 test rows" in capsys.readouterr().out
 
 
+def test_texts_that_only_repeat_within_their_split_are_no_copies() -> None:
+    train, test = ([{"prompt": _said(n, 12)}] * 20 for n in (1, 2))
+    pair = Dataset.from_list(train), Dataset.from_list(test)
+    assert data.copies_between(*pair) == ([], 20)
+    assert data.copies_between(pair[0], pair[0]) == ([*range(20)], 20)
+
+
 def test_it_is_said_how_many_rows_were_searched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,7 +89,9 @@ class Recipe:
         Returns all names there are then.
         """
         bodies = (ast.parse(cell).body for cell in self.cells)
-        first = next((body for body in bodies if any(_assigns(one, names) for one in body)), [])
+        first: list[ast.stmt] = next(
+            (body for body in bodies if any(_assigns(one, names) for one in body)), []
+        )
         for node in first:
             raises = isinstance(node, ast.If) and isinstance(node.body[0], ast.Raise)
             asks = raises and names & {*_used([getattr(node, "test")])}

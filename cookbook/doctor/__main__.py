@@ -1,6 +1,6 @@
 """The doctor before the operation: `make check-data DATA=my.jsonl`.
 
-It (`python -m cookbook.check_data my.jsonl`) reads data as a recipe would read them and says what
+It (`python -m cookbook.doctor my.jsonl`) reads data as a recipe would read them and says what
 the recipe would make of them, on the terminal and as a page. Nothing is trained, and no weights are
 loaded.
 """
@@ -25,10 +25,12 @@ import torch
 from datasets import Dataset, DatasetDict, disable_progress_bars
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from cookbook import chat, check_page, data, files, forms, models, private
-from cookbook.check_page import Bars, Examples, Table
-from cookbook.check_recipe import Recipe, heard
+from cookbook import chat, data, files, forms, models
 from cookbook.deduplicate import near_duplicates, near_duplicates_within
+from cookbook.doctor import page as pages
+from cookbook.doctor import private
+from cookbook.doctor.page import Bars, Examples, Table
+from cookbook.doctor.recipe import Recipe, heard
 from cookbook.forms import Row
 from cookbook.paths import as_typed, start_command, typed_path
 from cookbook.profiles import ROOT, CookbookError, choose_profile, compute_dtype
@@ -68,7 +70,7 @@ class Findings:
     """What was found, in the order in which it is told."""
 
     subject: dict[str, str]
-    sections: list[check_page.Section] = field(default_factory=list)
+    sections: list[pages.Section] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     refusal: str = ""
 
@@ -80,9 +82,9 @@ class Findings:
         count = len(self.warnings)
         return f"ready, with {count} warning{'s' * (count > 1)}" if count else "ready"
 
-    def add(self, title: str, *blocks: check_page.Block | None) -> None:
+    def add(self, title: str, *blocks: pages.Block | None) -> None:
         """Add a section of what there is to say."""
-        self.sections.append(check_page.Section(title, [one for one in blocks if one]))
+        self.sections.append(pages.Section(title, [one for one in blocks if one]))
 
 
 # --- Reading, with the place of every row -----------------------------------------------------
@@ -442,7 +444,8 @@ def histogram(lengths: Sequence[int], bins: int = 12) -> list[tuple[str, int]]:
         ends = f"{place * width + width - 1:,}"
         if place == last and max(lengths) >= (last + 1) * width:
             ends = f"{max(lengths):,}"
-        bars.append((f"{place * width:,} - {ends}", counts[place]))
+        begin = f"{place * width:,}"
+        bars.append((begin if begin == ends else f"{begin} - {ends}", counts[place]))
     return bars
 
 
@@ -503,8 +506,8 @@ class Examination:
         return int(config.max_length)
 
     def _rows(self, said: list[str], table: list[list[str]], left: str) -> None:
-        what: list[check_page.Block] = [*map(private.masked, said)]
-        self.findings.sections.append(check_page.Section("What it is", what))
+        what: list[pages.Block] = [*map(private.masked, said)]
+        self.findings.sections.append(pages.Section("What it is", what))
         if left:
             what.append(f"In the folder and left out: {left}.")
             ends = {files.ending(Path(one)) for one in left.split(", ")}
@@ -533,11 +536,11 @@ class Examination:
         sizes = ", ".join(f"{name} {len(one.places)}" for name, one in self.used.items())
         self.findings.add(
             "Rows",
-            f"{used} of {total} rows are used ({sizes}); {gone} are dropped.",
+            f"{used} of {total} rows are used ({sizes}); dropped: {gone}.",
             Table(["split", "dropped", "reason", "where"], dropped) if dropped else None,
         )
         if gone:
-            self._warn(f"{gone} of {total} rows are dropped.")
+            self._warn(f"Dropped: {gone} of {total} rows.")
         if len(self.used["train"].places) < FEW:
             count = len(self.used["train"].places)
             self._warn(f"{count} training rows are few: expect little, and trust no small gain.")
@@ -630,7 +633,7 @@ class Examination:
         singles = sorted({*range(compared)} - {*exact})
         near = near_duplicates_within([texts["train"][n] for n in singles])
         near = [singles[n] for n in near]
-        blocks: list[check_page.Block] = [
+        blocks: list[pages.Block] = [
             f"{len(exact)} exact and {len(near)} near-duplicates among {compared} training rows."
         ]
         rows = [["exact", train.at([first[texts["train"][n]]]), train.at([n])] for n in exact[:3]]
@@ -650,7 +653,7 @@ class Examination:
             blocks.append(f"Compared: the first {compared} of {len(train.places)} training rows.")
         self.findings.add("Duplicates and leakage", *blocks)
 
-    def _leakage(self, texts: dict[str, list[str]]) -> list[check_page.Block]:
+    def _leakage(self, texts: dict[str, list[str]]) -> list[pages.Block]:
         found = near_duplicates(texts["train"], texts["test"])
         if not found:
             return ["Leakage: no test row says nearly what a training row says."]
@@ -752,7 +755,7 @@ class Examination:
 
     def _examples(self, tokens: Tokens, ready: tuple[Any, list[int], list[str], str, bool]) -> None:
         tokenizer, ends, said, _, pairs = ready
-        blocks: list[check_page.Block] = [*said, *map(private.masked, tokens.said)]
+        blocks: list[pages.Block] = [*said, *map(private.masked, tokens.said)]
         rows = tokens.examples
         if pairs:
             runs = [
@@ -935,11 +938,11 @@ def main(arguments: Iterable[str] | None = None) -> int:
     page = page_path(source)
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(check_page.as_html(findings), encoding="utf-8")
+        page.write_text(pages.as_html(findings), encoding="utf-8")
     except OSError as error:
         print(f"{page} cannot be written ({error}). Set COOKBOOK_RUNS to another folder.")
         return 1
-    print(check_page.as_text(findings))
+    print(pages.as_text(findings))
     print(f"\nPage: {as_typed(page)} ({time.time() - psutil.Process().create_time():.0f} s)")
     return 1 if findings.refusal else 0
 

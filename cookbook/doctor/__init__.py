@@ -1,0 +1,1 @@
+"""`make check-data`: what a run would make of a reader's data, told without training."""

@@ -17,6 +17,7 @@ OPT = "03-Instruction-Tuning/Financial-Sentiment-OPT.ipynb"
 GRPO = "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO.ipynb"
 QWEN3 = "04-Reasoning-Tuning/Qwen3-Reasoning-Conversational.ipynb"
 DATA, TRAINING = "cookbook/data.py", "cookbook/training.py"
+CHAT, UNIT_CHAT = "cookbook/chat.py", "tests/unit/test_chat.py"
 UNIT_DATA, UNIT_TRAINING = "tests/unit/test_data.py", "tests/unit/test_training.py"
 HUB = "tests/hub/test_notebooks.py::test_the_notebook_runs_against_the_hub"
 RULE = "tests/contract/test_notebooks.py::test_rule"
@@ -33,16 +34,16 @@ FAULTS = (
     Fault(
         "the end of turn masked",
         "the model never learns to stop",
-        DATA,
-        swap("answer[::-1].index(end_of_turn)]", "answer[::-1].index(end_of_turn) - 1]"),
-        (f"{UNIT_DATA}::test_the_loss_sees_the_answer_and_nothing_of_the_prompt",),
+        CHAT,
+        swap("return ends[-1] + 1 if ends", "return ends[-1] if ends"),
+        (f"{UNIT_CHAT}::test_the_loss_sees_the_answer_and_nothing_of_the_prompt",),
     ),
     Fault(
         "the prompt supervised",
         "the model learns to write questions",
-        DATA,
-        swap('"labels": [IGNORED] * shared + answer', '"labels": whole[:shared] + answer'),
-        (f"{UNIT_DATA}::test_the_loss_sees_the_answer_and_nothing_of_the_prompt",),
+        CHAT,
+        swap("    labels = [IGNORED] * len(ids)", "    labels = list(ids)"),
+        (f"{UNIT_CHAT}::test_the_loss_sees_the_answer_and_nothing_of_the_prompt",),
     ),
     Fault(
         "long rows cut",
@@ -54,9 +55,9 @@ FAULTS = (
     Fault(
         "a dropped row not counted",
         "rows disappear and nobody is told",
-        DATA,
-        swap("dropped[example] += 1", "dropped[example] += 0"),
-        (f"{UNIT_DATA}::test_empty_rows_are_dropped_and_counted",),
+        "cookbook/forms.py",
+        swap("            count = len(found)\n", "            count = 0\n"),
+        ("tests/unit/test_forms.py::test_many_dropped_rows_are_named_in_short",),
     ),
     Fault(
         "the test rows trained on",
@@ -89,9 +90,12 @@ FAULTS = (
     Fault(
         "pickled weights accepted",
         "loading a model can run code",
-        DATA,
-        swap('folder.glob("*.safetensors")', 'folder.glob("*.[sb]*")'),
-        (f"{UNIT_DATA}::test_model_folders_are_checked",),
+        "cookbook/models.py",
+        swap('sorted(folder.glob("*.safetensors"))', 'sorted(folder.glob("*.[sb]*"))'),
+        (
+            "tests/unit/test_models.py"
+            "::test_what_cannot_be_trained_is_refused_before_it_is_loaded[pickled weights]",
+        ),
     ),
     Fault(
         "code of others trusted",
@@ -165,7 +169,7 @@ FAULTS = (
         "a finished run overwritten",
         "metrics.json of an earlier run is lost",
         TRAINING,
-        swap("if finished or json.loads", "if json.loads"),
+        swap("if finished or earlier", "if earlier"),
         (f"{UNIT_TRAINING}::test_a_finished_run_is_kept_beside_the_new_one",),
     ),
     Fault(
@@ -244,7 +248,7 @@ FAULTS = (
         "runs where one happens to stand",
         "a relative path: each folder gets a runs of its own",
         "cookbook/report.py",
-        swap('or ROOT / "runs")', 'or "runs")'),
+        swap('else ROOT / "runs"', 'else typed_path("runs")'),
         ("tests/unit/test_same_rows.py::test_runs_lie_in_the_repository_wherever_one_stands",),
     ),
     Fault(

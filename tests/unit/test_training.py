@@ -48,7 +48,28 @@ def test_other_settings_never_resume(tmp_path: Path, capsys: pytest.CaptureFixtu
     training.prepare_run(tmp_path / "cpu", SimpleNamespace(**{**vars(CONFIG), "seed": 1}))
     assert not (run / "checkpoints" / "checkpoint-5").exists()
     assert (tmp_path / "cpu.1" / "checkpoints" / "checkpoint-5").is_dir()
-    assert "other settings was kept as cpu.1" in capsys.readouterr().out
+    assert "other settings (seed) was kept as cpu.1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"rows": "b"}, "other rows (the data changed)"),
+        ({"model_files": "b"}, "other weights (the model changed)"),
+    ],
+)
+def test_other_content_never_resumes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, str], said: str
+) -> None:
+    """The same names and settings, and in the file other rows, or in the folder another model."""
+    made_of = {"rows": "a", "model_files": "a"}
+    run = training.prepare_run(tmp_path / "cpu", CONFIG, made_of)
+    (run / "checkpoints" / "checkpoint-5").mkdir()
+    training.prepare_run(tmp_path / "cpu", CONFIG, dict(made_of))
+    assert (run / "checkpoints" / "checkpoint-5").is_dir(), "the same content is resumed"
+    training.prepare_run(tmp_path / "cpu", CONFIG, made_of | changed)
+    assert not (run / "checkpoints" / "checkpoint-5").exists()
+    assert f"{said} was kept as cpu.1" in capsys.readouterr().out
 
 
 def _trainer(folder: Path, max_steps: int = 3) -> Any:

@@ -34,7 +34,12 @@ def load_splits(source: str, configuration: str | None = None) -> DatasetDict:
     removed. Near-duplicates between given splits are counted.
     """
     if source.startswith(EMBEDDED):
-        return files.read(offline_path(source.removeprefix(EMBEDDED)))
+        return files.read_named(offline_path(source.removeprefix(EMBEDDED)))
+    return _given_splits(source, configuration)
+
+
+def _given_splits(source: str, configuration: str | None) -> DatasetDict:
+    """Return a reader's own data, or the Hub's; `proof` knows this name."""
     path = Path(source).expanduser()
     if path.exists():
         splits = files.read(path)

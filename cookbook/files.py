@@ -100,6 +100,11 @@ def read(path: Path) -> DatasetDict:
     return _tables(splits)
 
 
+def read_named(folder: Path) -> DatasetDict:
+    """Return what the files of a folder hold, by the splits that their names tell alone."""
+    return _tables(_named_by_files(folder))
+
+
 def _check_format(path: Path) -> None:
     if ending(path) not in FORMATS:
         raise DataError(

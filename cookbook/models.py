@@ -46,6 +46,11 @@ def resolve_model(name: str, weights: bool = True, encoder_decoder: bool = False
     """
     if name.startswith(EMBEDDED):
         return str(offline_path(name.removeprefix(EMBEDDED)))
+    return _given_model(name, weights, encoder_decoder)
+
+
+def _given_model(name: str, weights: bool, encoder_decoder: bool) -> str:
+    """Return a reader's own model, or the Hub's, checked; `proof` knows this name."""
     folder = Path(name).expanduser()
     if folder.is_file():
         raise CookbookError(_of_a_file(folder))

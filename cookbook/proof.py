@@ -28,6 +28,22 @@ Digests = dict[str, str]
 Place = tuple[str, str]  # a module, and a name in it or nothing for its other lines
 # How the embedded products are built is told apart, by product.
 APART = ("cookbook.offline",)
+# What other people's data and models go through. The runs recorded here have the embedded ones, so
+# that they depend on none of it; a test sees that they call none of it.
+GIVEN: tuple[Place, ...] = (
+    ("cookbook.data", "_given_splits"),
+    ("cookbook.files", "_binary"),
+    ("cookbook.files", "_csv_rows"),
+    ("cookbook.files", "_named_by_card"),
+    ("cookbook.files", "read"),
+    ("cookbook.files", "_saved"),
+    ("cookbook.files", "_texts"),
+    ("cookbook.forms", "as_pairs"),
+    ("cookbook.hub", "_Failure"),
+    ("cookbook.hub", "_model"),
+    ("cookbook.models", "_given_model"),
+    ("cookbook.profiles", "_named"),
+)
 _SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENCODING, tokenize.ENDMARKER}
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
@@ -141,11 +157,14 @@ class Package:
         self.text = "\n".join(module.source for module in self._modules.values())
         self._known: dict[Place, tuple[str, list[Place]]] = {}
 
-    def used_by(self, source: str, apart: tuple[str, ...] = APART) -> Digests:
+    def used_by(
+        self, source: str, apart: tuple[str, ...] = APART, without: tuple[Place, ...] = ()
+    ) -> Digests:
         """Return `module.name` -> digest for all that some code uses, directly or through others.
 
         A module's lines that define nothing count as soon as a name of it is used; of a module that
-        is handed on as a whole, everything does. Modules below `apart` are left out.
+        is handed on as a whole, everything does. Modules below `apart` are left out, and so are the
+        places `without`, with what only they use.
         """
         script = _read("", source)
         script.defined, script.body = {}, ast.parse(source).body
@@ -153,7 +172,7 @@ class Package:
         found: dict[Place, str] = {}
         while waiting:
             module, name = place = waiting.pop()
-            if place in found or module.startswith(apart):
+            if place in found or place in without or module.startswith(apart):
                 continue
             found[place], uses = self._part(place)
             waiting += [*uses, (module, "")]
@@ -289,7 +308,7 @@ def digests(recipe: str, root: Path = ROOT, gpu: bool = False) -> dict[str, Any]
     notebook = nbformat.read(root / f"{recipe}.ipynb", as_version=4)
     source = notebook_code(notebook) if gpu else code_for_cpu(notebook, root)
     groups = re.findall(r'check_environment\("([\w-]+)"\)', source)
-    used = package(root).used_by(source)
+    used = package(root).used_by(source, without=() if gpu else GIVEN)
     # The forgetting check's text is read by the package, not named in the notebook.
     read = source + (" general-text" if "data.general_text" in used else "")
     return {

@@ -159,13 +159,26 @@ def test_every_part_that_a_notebook_names_is_found() -> None:
     """Against a plain search, which knows nothing of what uses what."""
     for path in record.notebooks():
         code = proof.notebook_code(nbformat.read(path, as_version=4))
-        used = proof.digests(recipe_of(path))["cookbook"]
+        used = proof.digests(recipe_of(path), gpu=True)["cookbook"]
         modules = "chat data evaluation experts forms memory models planner report saving training"
         for module in modules.split():
             for name in re.findall(rf"(?<![\w.]){module}\.(\w+)", code):
                 part = getattr(importlib.import_module(f"cookbook.{module}"), name, None)
                 if getattr(part, "__module__", None) == f"cookbook.{module}":
                     assert f"{module}.{name}" in used, path
+
+
+def test_what_own_data_go_through_makes_no_record_stale() -> None:
+    """Yet everything is part of what runs with own data depend on."""
+    recipe = RECIPES[0]
+    recorded = proof.digests(recipe)["cookbook"]
+    whole = proof.digests(recipe, gpu=True)["cookbook"]
+    for module, name in proof.GIVEN:
+        place = f"{module.removeprefix('cookbook.')}.{name}"
+        assert name in proof.package()._modules[module].defined, place
+        assert place not in recorded
+    assert "data._given_splits" in whole and "models._given_model" in whole
+    assert "data.load_splits" in recorded and "models.resolve_model" in recorded
 
 
 def test_the_areas_know_their_files() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from nbmake.nb_run import NotebookRun
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
 from cookbook import record
@@ -109,19 +110,21 @@ def _jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+EXPERTS = {"num_key_value_heads": 1, "head_dim": 32, "num_experts_per_tok": 2}
+EXPERTS |= {"num_local_experts": 4, "num_experts": 4, "moe_intermediate_size": 32}
 # Recipe -> an architecture and a file format that its notebook does not name.
 OWN: dict[str, tuple[str, dict[str, Any], Callable[[Path], Path]]] = {
     "01-Full-Fine-Tuning/GPT-2-From-Scratch": ("gpt_neox", {}, as_text),
-    DISTRIBUTED: ("gpt_neox", {}, as_messages),
-    "02-PEFT/Falcon-7B-LoRA": ("mistral", {"num_key_value_heads": 1}, as_messages),
+    DISTRIBUTED: ("qwen3_moe", EXPERTS, as_messages),
+    "02-PEFT/Falcon-7B-LoRA": ("mixtral", EXPERTS, as_messages),
     "03-Instruction-Tuning/Financial-Sentiment-OPT": ("phi", {}, as_labels),
-    "03-Instruction-Tuning/Summarization-FLAN-T5": ("llama", {}, as_documents),
+    "03-Instruction-Tuning/Summarization-FLAN-T5": ("olmoe", EXPERTS, as_documents),
     "04-Reasoning-Tuning/Financial-Reasoning-Gemma-3": (
         "qwen2",
         {"num_key_value_heads": 1},
         as_problems,
     ),
-    "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO": ("gpt_neox", {}, as_checked),
+    "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO": ("qwen3_moe", EXPERTS, as_checked),
     "04-Reasoning-Tuning/Qwen3-Reasoning-Conversational": (
         "mistral",
         {"num_key_value_heads": 1},
@@ -155,6 +158,24 @@ def tiny(model_type: str, own: dict[str, Any], folder: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def _changed_experts(run: Path, before: Path) -> bool:
+    """Tell whether training changed experts: a saved model's, or those that an adapter is on."""
+    names = ("adapter/adapter_model", "lora/adapter_model", "model/model", "full/model")
+    saved = [path for name in names if (path := run / f"{name}.safetensors").is_file()]
+    assert saved
+    for path in saved:
+        experts = {name: one for name, one in load_file(path).items() if "expert" in name}
+        if path.stem == "adapter_model":  # B is 0 before the first step
+            experts = {name: one for name, one in experts.items() if "lora_B" in name}
+            moved = [bool(one.any()) for one in experts.values()]
+        else:
+            old = load_file(before / "model.safetensors")
+            moved = [not one.equal(old[name]) for name, one in experts.items()]
+        if not moved or not all(moved):
+            return False
+    return True
 
 
 @pytest.mark.own
@@ -192,5 +213,7 @@ def test_own_model_and_data(
     saved = [path for path in run.rglob("config.json") if path.parent.name != "checkpoints"]
     adapters = list(run.rglob("adapter_config.json"))
     assert saved or adapters, "nothing was saved"
+    if own is EXPERTS:
+        assert _changed_experts(run, environment / model_type), "no expert was trained"
     pickled = {path.name for path in run.rglob("*.bin")} - {"training_args.bin"}
     assert not pickled, "weights are saved as safetensors only"

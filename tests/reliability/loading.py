@@ -122,12 +122,18 @@ class Recipe:
 
         Whatever is no `CookbookError` comes through.
         """
+        return self._load(source.parent, {"dataset": str(source), "own": True} | changed)
+
+    def load_embedded(self, folder: Path) -> Outcome:
+        """Load the embedded data that the profile `cpu` names; runs lie below the folder."""
+        own = self._names["PROFILES"]["cpu"]["dataset"]
+        return self._load(folder, {"dataset": own, "own": False})
+
+    def _load(self, folder: Path, settings: dict[str, Any]) -> Outcome:
         names, printed = dict(self._names), io.StringIO()
-        run = source.parent / "run"
+        run = folder / "run"
         (run / "checkpoints").mkdir(parents=True)
-        names["config"] = type(names["config"])(
-            **vars(names["config"]) | {"dataset": str(source), "own": True} | changed
-        )
+        names["config"] = type(names["config"])(**vars(names["config"]) | settings)
         names["run"] = run
         refused = None
         with contextlib.redirect_stdout(printed):

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import pytest
 
-from cookbook import data
+from cookbook import data, proof
 from tests.reliability import files, loading
 from tests.reliability.loading import NOTEBOOKS, Recipe
 
@@ -44,6 +44,22 @@ def test_a_right_file_is_used(recipe: Recipe) -> None:
     assert outcome.refused is None
     if recipe.columns != ("text",):
         assert list(outcome.supervised())
+
+
+@pytest.mark.unit
+@pytest.mark.held("loading")
+def test_embedded_data_pass_through_nothing_for_own(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a recipe's record need not depend on it (`proof.GIVEN`)."""
+
+    def called(*_: object, **__: object) -> None:
+        raise AssertionError("the embedded data went through it")
+
+    for module, name in proof.GIVEN:
+        monkeypatch.setattr(f"{module}.{name}", called)
+    outcome = recipe.load_embedded(tmp_path)
+    assert outcome.refused is None and len(outcome.printed) > 100
 
 
 @pytest.mark.unit

@@ -37,7 +37,7 @@ VALUES = {
     "AWS key": "AKIA" + "ABCDEFGH12345678",
     "GitHub token": "ghp_" + "a1B2" * 9,
     "Hugging Face token": "hf_" + "aBcD1" * 7,
-    "OpenAI key": "sk-" + "proj-abc123def456ghi789jkl",
+    "OpenAI key": "sk-" + "proj-" + "abc1" * 6,
     "Slack token": "xoxb-" + "123456789012-abcdefghijkl",
     "JSON web token": "eyJ" + "hbGciOiJIUzI1NiJ9.eyJ" + "zdWIiOiIxMjM0In0.abcDEF123_-x",
 }

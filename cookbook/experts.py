@@ -65,6 +65,11 @@ def lora_targets(model: PretrainedConfig | PreTrainedModel) -> dict[str, Any]:
     return {"target_modules": sorted(layers), "target_parameters": sorted(parameters)}
 
 
+def has_experts(config: PretrainedConfig) -> bool:
+    """Tell whether a model is a Mixture-of-Experts, by its configuration."""
+    return _experts_per_token(config) is not None
+
+
 def active_weights(model: PreTrainedModel) -> tuple[int, int]:
     """Return how many weights a token goes through, and how many there are. Adapters do not count.
 

@@ -161,7 +161,10 @@ def tiny(model_type: str, own: dict[str, Any], folder: Path) -> Path:
 
 
 def _changed_experts(run: Path, before: Path) -> bool:
-    """Tell whether training changed experts: a saved model's, or those that an adapter is on."""
+    """Tell whether training changed most experts: a saved model's, or those an adapter is on.
+
+    A few tokens need not reach all.
+    """
     names = ("adapter/adapter_model", "lora/adapter_model", "model/model", "full/model")
     saved = [path for name in names if (path := run / f"{name}.safetensors").is_file()]
     assert saved
@@ -173,7 +176,7 @@ def _changed_experts(run: Path, before: Path) -> bool:
         else:
             old = load_file(before / "model.safetensors")
             moved = [not one.equal(old[name]) for name, one in experts.items()]
-        if not moved or not all(moved):
+        if 2 * sum(moved) <= len(moved):
             return False
     return True
 

@@ -110,7 +110,7 @@ def _files(folder: Path) -> dict[str, bytes]:
 def test_02_peft_bad_input_stops_early_and_leaves_earlier_runs_alone(
     own: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, complaint: str
 ) -> None:
-    rows = [{"question": f"a{n}", "answer": f"b{n}"} for n in range(40)]
+    rows = [{"frage": f"a{n}", "antwort": f"b{n}"} for n in range(40)]
     (own / "columns.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     rows = [{"prompt": f"{n}", "completion": f"word{n} " * 1000} for n in range(40)]
     (own / "long.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")

@@ -108,7 +108,7 @@ FAULTS = (
         "the wrong LoRA targets",
         "adapters on the attention alone, under a name that other models lack",
         FALCON,
-        swap('**experts.lora_targets(model_config)', 'target_modules=["query_key_value"]'),
+        swap("**experts.lora_targets(model_config)", 'target_modules=["query_key_value"]'),
         (
             f"{LESSON}::test_adapters_are_on_every_linear_layer[Falcon-7B-LoRA]",
             f"tests/recipes/test_any_model.py::test_own_model_and_data[{FALCON[:-6]}-float32]",

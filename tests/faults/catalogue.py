@@ -60,6 +60,50 @@ FAULTS = (
         ("tests/unit/test_forms.py::test_many_dropped_rows_are_named_in_short",),
     ),
     Fault(
+        "a held-out file trained on",
+        "val.jsonl beside train.jsonl becomes training rows",
+        "cookbook/files.py",
+        swap('"validation": ("validation", "valid", "val", "dev"),', '"validation": ("dev",),'),
+        (f"{UNIT_DATA}::test_what_is_held_out_is_scored_and_never_trained_on[val.jsonl]",),
+    ),
+    Fault(
+        "a header supervised",
+        "a template without a generation prompt: the model learns to write the header",
+        CHAT,
+        swap("if header := _missing_header(tokenizer):", "if header := '':"),
+        (
+            f"{UNIT_CHAT}::test_what_is_learned_is_what_has_to_be_generated_after_the_prompt"
+            "[no-generation-prompt-one turn]",
+        ),
+    ),
+    Fault(
+        "other rows resumed",
+        "the file changed, and the old training goes on",
+        TRAINING,
+        swap("settings | (made_of or {})", "settings"),
+        (f"{UNIT_TRAINING}::test_other_content_never_resumes[rows]",),
+    ),
+    Fault(
+        "a score coloured",
+        "a model's own repetition penalty decides what is called greedy",
+        "cookbook/evaluation.py",
+        swap("_autocast(model), _without_own_settings(model):", "_autocast(model):"),
+        (
+            "tests/unit/test_models.py"
+            "::test_a_models_own_settings_do_not_colour_what_is_called_greedy[repetition_penalty]",
+        ),
+    ),
+    Fault(
+        "experts left out",
+        "LoRA trains the attention of a Mixture-of-Experts alone",
+        "cookbook/experts.py",
+        swap("    if not tensors:\n", "    if tensors:\n"),
+        (
+            "tests/unit/test_experts.py"
+            "::test_lora_leaves_routers_and_trains_every_other_matrix_of_a_layer[qwen3-moe]",
+        ),
+    ),
+    Fault(
         "the test rows trained on",
         "the split leaks: the score is of what was learned by heart",
         DATA,

@@ -178,11 +178,15 @@ def check(outcome: Outcome) -> None:
 
 
 def load(recipe: Recipe, kind: str, content: bytes) -> Outcome:
-    """Load a file of this content and check what came of it."""
+    """Load a file of this content and check what came of it.
+
+    The chat that a recipe mixes in is a short one: reading the embedded one takes seconds.
+    """
     with scratch() as folder:
-        path = folder / f"mine.{kind}"
+        path, talks = folder / f"mine.{kind}", folder / "talks.jsonl"
         path.write_bytes(content)
-        outcome = recipe.load(path)
+        talks.write_bytes(files.right(("prompt", "completion"), 20))
+        outcome = recipe.load(path, chat_dataset=str(talks))
         check(outcome)
     return outcome
 

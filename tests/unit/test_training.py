@@ -57,6 +57,7 @@ def test_other_settings_never_resume(tmp_path: Path, capsys: pytest.CaptureFixtu
         ({"rows": "b"}, "other rows (the data changed)"),
         ({"model_files": "b"}, "other weights (the model changed)"),
     ],
+    ids=["rows", "model_files"],
 )
 def test_other_content_never_resumes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, str], said: str

@@ -67,7 +67,7 @@ def worked(draw: st.DrawFn) -> str:
         "\n#### 1/2\n#### 3",
         "</think>85",
     ]
-    return draw(st.sampled_from(["", "<think>"])) + draw(plain) + draw(st.sampled_from(ends))
+    return draw(st.sampled_from([*[""] * 5, "<think>"])) + draw(plain) + draw(st.sampled_from(ends))
 
 
 @st.composite
@@ -88,7 +88,7 @@ def row(columns: tuple[str, ...]) -> st.SearchStrategy[Row]:
     """A row with these columns, most values of the right kind."""
     kinds: dict[str, st.SearchStrategy[Any]] = {
         "label": labels,
-        "completion": st.one_of(worked(), worked(), texts),
+        "completion": st.one_of(*[worked()] * 5, texts),
         "answer": st.sampled_from(["85", "-3", "1,200", "1/2", "", "eighty"]),
         "messages": turns(),
     }
@@ -196,7 +196,11 @@ def with_tools(found: list[Row], asked: str, answered: str) -> list[Row]:
     return kept
 
 
-LOOK = {"name": "look", "description": "Look.", "parameters": {"type": "object", "properties": {}}}
+LOOK = {
+    "name": "look",
+    "description": "Look.",
+    "parameters": {"type": "object", "properties": {"where": {"type": "string"}}},
+}
 FORMS: tuple[Callable[[list[Row], str, str], list[Row]], ...] = (
     *(in_messages, in_sharegpt, in_alpaca, in_trl, in_parts, in_questions, with_tools),
 )

@@ -292,7 +292,7 @@ FAULTS = (
         "runs where one happens to stand",
         "a relative path: each folder gets a runs of its own",
         "cookbook/report.py",
-        swap('else ROOT / "runs"', 'else typed_path("runs")'),
+        swap('else ROOT / "runs"', 'else Path("runs")'),
         ("tests/unit/test_same_rows.py::test_runs_lie_in_the_repository_wherever_one_stands",),
     ),
     Fault(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import defaultdict
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,8 +26,13 @@ from tests.hub.notebooks import DISTRIBUTED, settings_of
 pytestmark = pytest.mark.contract
 
 RECIPES = [run.recipe_of(path) for path in record.notebooks()]
-NOT_PLANNED = {"Intel Xeon"}  # its plans say a sixth to seven tenths of the time
 GRPO = "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO"
+QWEN3 = "04-Reasoning-Tuning/Qwen3-Reasoning-Conversational"
+EPYC, XEON = "AMD EPYC", "Intel Xeon"  # with units for bfloat16; the second has AMX besides
+# Not mended: with AMX a large product is several times as fast and the rest of a step is not, so
+# that plans say a sixth to seven tenths of the time (ARCHITECTURE, "Own data").
+on_amx = pytest.mark.xfail(strict=True, reason="the planner does not know AMX")
+_SLOWER = pytest.mark.xfail(strict=True, reason="26 minutes, recorded once, beside other work")
 
 
 def planned_runs(recipe: str) -> list[record.Run]:
@@ -36,31 +42,38 @@ def planned_runs(recipe: str) -> list[record.Run]:
     return found
 
 
-def minutes(recipe: str) -> float:
-    """Return the whole notebook's mean time on the hardware where it took longest."""
+def minutes(recipe: str, device: str | None = None) -> float:
+    """Return the whole notebook's mean time on a device, or on that where it took longest."""
     by_hardware: dict[str, list[float]] = defaultdict(list)
     for one in planned_runs(recipe):
-        if one["hardware"]["device"] in NOT_PLANNED:
-            continue
         if one["profile"] == "cpu" and one["hardware"]["precision"] == "bfloat16":
             by_hardware[one["hardware"]["device"]].append(one["notebook_seconds"] / 60)
-    return max(map(fmean, by_hardware.values()))
+    return fmean(by_hardware[device]) if device else max(map(fmean, by_hardware.values()))
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("what", ["seconds", "peak_memory_bytes"])
-def test_a_plan_comes_true_within_a_fifth(recipe: str, what: str) -> None:
+def plans() -> list[Any]:
+    """Return (recipe, what, device) of all plans; those that are known to be off are marked."""
+    found = []
+    for recipe in RECIPES:
+        devices = {one["hardware"]["device"] for one in planned_runs(recipe)}
+        for what, device in product(("seconds", "peak_memory_bytes"), sorted(devices)):
+            off = device == XEON and (what == "seconds" or recipe == QWEN3)
+            found.append(pytest.param(recipe, what, device, marks=[on_amx] if off else []))
+    return found
+
+
+@pytest.mark.parametrize(("recipe", "what", "device"), plans())
+def test_a_plan_comes_true_within_a_fifth(recipe: str, what: str, device: str) -> None:
     """In bfloat16, in which a profile's `efficiency` and what memory is kept were recorded.
 
     Where a CPU has no units for it, products are slower and the rest is not, so that the share of
-    their rate is another; there a plan only has to be safe for memory. So it is with AMX, whose
-    products are several times as fast (`NOT_PLANNED`, an open fault: see ARCHITECTURE, "Own data").
+    their rate is another; there a plan only has to be safe for memory.
     """
     for one in planned_runs(recipe):
+        if one["hardware"]["device"] != device:
+            continue
         planned, measured = (one["planned"][what][end] for end in ("planned", "measured"))
-        if one["hardware"]["device"] in NOT_PLANNED:
-            assert what == "seconds" or 0.75 < planned / measured < 1.5, one["seed"]
-        elif one["hardware"]["precision"] == "bfloat16":
+        if one["hardware"]["precision"] == "bfloat16":
             assert planned == pytest.approx(measured, rel=0.2), one["seed"]
         elif what == "peak_memory_bytes":
             assert 0.8 < planned / measured < 1.5, one["seed"]
@@ -73,9 +86,10 @@ def test_a_cpu_run_needs_less_than_8_gib(recipe: str) -> None:
             assert one["train"]["peak_memory_bytes"] < 8 * GIB
 
 
-def test_the_recipes_of_one_process_take_less_than_25_minutes() -> None:
+@pytest.mark.parametrize("device", [EPYC, pytest.param(XEON, marks=_SLOWER)])
+def test_the_recipes_of_one_process_take_less_than_25_minutes(device: str) -> None:
     """Where a CPU has units for bfloat16, as in CI; without them it takes twice as long."""
-    assert sum(minutes(recipe) for recipe in RECIPES if recipe != DISTRIBUTED) < 25
+    assert sum(minutes(recipe, device) for recipe in RECIPES if recipe != DISTRIBUTED) < 25
 
 
 @pytest.mark.parametrize(
@@ -84,7 +98,7 @@ def test_the_recipes_of_one_process_take_less_than_25_minutes() -> None:
 )
 def test_all_recipes_together(most: float) -> None:
     """The aim is 25, set before there was a recipe that trains twice; see ARCHITECTURE.md."""
-    assert sum(map(minutes, RECIPES)) < most
+    assert max(sum(minutes(one, device) for one in RECIPES) for device in (EPYC, XEON)) < most
 
 
 def test_the_distributed_recipe_takes_less_than_4_minutes() -> None:

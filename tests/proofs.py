@@ -125,7 +125,7 @@ def _processes() -> dict[str, Any]:
 
 
 def _loading() -> dict[str, Any]:
-    names = ("files", "loading", "test_loading", "test_forms")
+    names = ("conftest", "files", "loading", "test_loading", "test_forms")
     return {
         **_files(*(f"tests/reliability/{name}.py" for name in names), "tests/unit/templates.py"),
         **_used("from cookbook import chat, data, forms, models\nchat, data, forms, models"),

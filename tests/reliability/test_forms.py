@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -37,28 +36,30 @@ WORDS = "amber bridge candle desert engine forest garden harbor island jacket ke
 ROOM = {"max_length": 4096, "max_prompt_length": 2048, "max_completion_length": 2048}
 
 
+# GPT-2 reads texts, which have no form.
 RECIPES = [one for one in NOTEBOOKS if "GPT-2" not in one.stem]
 
 
-@pytest.fixture(scope="module", params=RECIPES, ids=lambda path: path.stem)
-def recipe(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Recipe]:
-    """A recipe whose setup was executed; GPT-2's reads texts, which have no form."""
-    datasets.disable_progress_bars()
-    yield loading.ready(request.param, tmp_path_factory.mktemp("runs"))
-    datasets.enable_progress_bars()
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the tiny models, each made once."""
+    return tmp_path_factory.mktemp("models")
 
 
-@pytest.fixture(scope="session", params=KINDS)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny model with a chat template of a kind."""
-    folder: Path = tmp_path_factory.mktemp("models") / request.param
-    tokenizer = templates.KINDS[request.param].tokenizer()
-    shape: Any = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1}
-    config = LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=1, **shape)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+@pytest.fixture(params=KINDS)
+def model(request: pytest.FixtureRequest, models: Path) -> Path:
+    """The folder of a tiny model with a chat template of a kind.
+
+    Of the test's own scope: a wider one would put the kinds before the recipes, whose setups take
+    seconds each.
+    """
+    folder: Path = models / request.param
+    if not folder.is_dir():
+        tokenizer = templates.KINDS[request.param].tokenizer()
+        shape: Any = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1}
+        config = LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=1, **shape)
+        LlamaForCausalLM(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -105,6 +106,7 @@ def _wanted(name: str, form: str, rows: list[Row]) -> set[str]:
     return answers
 
 
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem, indirect=True)
 @pytest.mark.parametrize("form", FORMS)
 def test_what_is_learned_is_what_was_answered(
     recipe: Recipe, model: Path, form: str, tmp_path: Path

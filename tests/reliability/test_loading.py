@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,6 @@ from tests.reliability.loading import NOTEBOOKS, Recipe
 # Files for each recipe, the same every time: a gate that draws anew fails on commits that changed
 # nothing. `python -m tests.reliability loading` draws anew, and so does a workflow every week.
 QUICK, MORE = 15, 40
-
-
-@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
-def recipe(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Recipe]:
-    """A recipe whose setup was executed."""
-    datasets.disable_progress_bars()
-    yield loading.ready(request.param, tmp_path_factory.mktemp("runs"))
-    datasets.enable_progress_bars()
 
 
 @pytest.fixture(scope="module")

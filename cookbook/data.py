@@ -1,5 +1,6 @@
 """Load own, Hub or embedded data, and refuse or drop what cannot be trained on."""
 
+import difflib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,38 +25,58 @@ COMMON = 0.05  # a run of words in so many of the rows is a template's, and tell
 __all__ = ["DataError"]
 
 
-def load_splits(source: str, configuration: str | None = None) -> DatasetDict:
+def load_splits(
+    source: str, configuration: str | None = None, *, apart: str = "", second: bool = False
+) -> DatasetDict:
     """Return a data set with the splits `train` and `test`.
 
     `source` is `offline:<name>` (the embedded default), a file, a folder of files, or a Hub id;
     `configuration` picks one of a Hub data set that has several. COOKBOOK_SPLITS and
-    COOKBOOK_COLUMNS say which splits and columns are meant where names do not. Where nothing is
-    held out a test split is cut: 10 % of the rows, from which near-duplicates of training rows are
-    removed. Near-duplicates between given splits are counted.
+    COOKBOOK_COLUMNS say which splits and columns are meant where names do not; they do not concern
+    the `second` data set of a recipe, nor does a folder of it inside the first, called `apart`,
+    belong to that. Where nothing is held out a test split is cut: 10 % of the rows, from which
+    near-duplicates of training rows are removed. Near-duplicates between given splits are counted.
     """
     if source.startswith(EMBEDDED):
         return files.read_named(offline_path(source.removeprefix(EMBEDDED)))
-    return _given_splits(source, configuration)
+    return _given_splits(source, configuration, apart, second)
 
 
-def _given_splits(source: str, configuration: str | None) -> DatasetDict:
+def _given_splits(source: str, configuration: str | None, apart: str, second: bool) -> DatasetDict:
     """Return a reader's own data, or the Hub's; `proof` knows this name."""
     path = Path(source).expanduser()
     if path.exists():
-        splits = files.read(path)
-    elif files.ending(path) in files.FORMATS or path.is_absolute() or source.startswith((".", "~")):
-        raise DataError(
-            f"The data set {source} does not exist (looked for in {typed_path(source).parent}). "
-            "Check COOKBOOK_DATASET."
-        )
+        splits = files.read(path, apart)
+    elif _is_path(source):
+        raise DataError(_absent(source))
     else:
         splits = hub.load_data_set(source, configuration)
         splits = DatasetDict({name: files.classes_as_text(one) for name, one in splits.items()})
-    splits = files.renamed(files.train_and_test(splits, source))
+    splits = files.train_and_test(splits, source, {} if second else files.renaming("SPLITS"))
+    splits = files.renamed(splits, {} if second else files.renaming("COLUMNS"))
     if "test" in splits:
         _count_copies(splits)
         return splits
     return _with_test_cut(splits["train"], source)
+
+
+def _is_path(source: str) -> bool:
+    """Tell whether a name that is not there was meant as a file or folder, and not for the Hub."""
+    path = Path(source)
+    file = files.ending(path) in files.FORMATS or ("/" not in source and path.suffix[1:].isalpha())
+    return file or path.is_absolute() or source.startswith((".", "~")) or "://" in source
+
+
+def _absent(source: str) -> str:
+    if re.search(r"\w:/", source):
+        return f"{source} is an address. Download the file, and name it: COOKBOOK_DATASET=file."
+    path = typed_path(source)
+    there = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+    like = difflib.get_close_matches(path.name, there, 1, 0.8)
+    mend = f"Is {like[0]} meant?" if like else "Check COOKBOOK_DATASET."
+    if set("*?[") & {*source}:
+        mend = "A pattern is not understood: name a file, or the folder of the files."
+    return f"The data set {source} does not exist (looked for in {path.parent}). {mend}"
 
 
 def _with_test_cut(rows: Dataset, source: str) -> DatasetDict:
@@ -87,7 +108,7 @@ def _count_copies(splits: DatasetDict) -> None:
 def copies_between(train: Dataset, test: Dataset) -> tuple[list[int], int]:
     """Return the test rows that nearly say what a training row says, and how many were searched."""
     train, test = train.take(COMPARED), test.take(COMPARED)
-    texts = _without_common([*map(_plain, train), *map(_plain, test)])
+    texts = _without_common([*map(plain, train), *map(plain, test)])
     return near_duplicates(texts[: len(train)], texts[len(train) :]), len(test)
 
 
@@ -97,15 +118,15 @@ def distinct_texts(rows: Dataset) -> list[str]:
     A system text, a greeting or an instruction that stands in many rows would make all of them
     alike.
     """
-    return _without_common([_plain(row) for row in rows])
+    return _without_common([plain(row) for row in rows])
 
 
-def _plain(value: Any, key: str = "") -> str:
+def plain(value: Any, key: str = "") -> str:
     """Return the texts of a row, or of what is in it, without the names around them."""
     if isinstance(value, dict):
-        return " ".join(_plain(one, name) for name, one in value.items())
+        return " ".join(plain(one, name) for name, one in value.items())
     if isinstance(value, list):
-        return " ".join(_plain(one, key) for one in value)
+        return " ".join(plain(one, key) for one in value)
     return "" if value is None or key in ("role", "from", "type", "id") else str(value)
 
 
@@ -121,7 +142,8 @@ def _without_common(texts: Sequence[str]) -> list[str]:
             place + n for place, run in enumerate(own) if counts[run] > most for n in range(5)
         }
         rest = [word for place, word in enumerate(one) if place not in common]
-        left.append(" ".join(rest) or " ".join(one))
+        # Of one or two words left nobody can tell whether the texts are the same: all have to be.
+        left.append(" ".join(rest) if len(rest) > 2 or not common else "_".join(one))
     return left
 
 

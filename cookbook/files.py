@@ -33,10 +33,12 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import DatasetCard
 from pyarrow import parquet
+from yaml import YAMLError
 
 from cookbook.profiles import CookbookError
 
 Row = dict[str, Any]
+Record = tuple[int, list[str]]  # a line of a table: the number of its first line, and its fields
 
 FORMATS = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), "json"),
@@ -49,14 +51,27 @@ COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 SEPARATORS = ",\t;|"
 SPLIT_NAMES = {
     "train": ("train", "training"),
-    "test": ("test", "testing", "eval", "evaluation", "heldout", "holdout"),
-    "validation": ("validation", "valid", "val", "dev"),
+    "test": (
+        *("test", "tests", "testing", "eval", "evals", "evaluation", "benchmark"),
+        *("heldout", "holdout"),
+    ),
+    "validation": ("validation", "valid", "val", "dev", "devel", "development"),
+}
+_KINDS = ("sft", "gen", "prefs")  # of training; the Hub has a `train_sft` beside a `train_gen`
+_SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}")  # as the Hub numbers the files of a split
+# Columns that recipes and forms know by these names.
+KNOWN = {
+    *("prompt", "completion", "instruction", "input", "output", "response", "question", "answer"),
+    *("query", "context", "problem", "solution", "target", "document", "summary", "text", "label"),
+    *("messages", "conversations", "conversation", "system", "system_prompt", "tools", "history"),
+    *("user", "assistant"),
 }
 SAMPLE_BY = ("line", "paragraph", "document")  # as `datasets` calls them
-# Written beside data by `datasets`, by the Hub and by `make offline`, and no data.
+# Written beside data by `datasets`, by the Hub, by trainers and by `make offline`, and no data.
 _NO_DATA = {
     *("built.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"),
-    "requirements.txt",
+    *("all_results.json", "eval_results.json", "test_results.json", "train_results.json"),
+    *("trainer_state.json", "package.json", "package-lock.json", "requirements.txt"),
 }
 _MAGIC: dict[bytes, Callable[[bytes], bytes]] = {
     b"\x1f\x8b": gzip.decompress,
@@ -67,7 +82,6 @@ _MAGIC: dict[bytes, Callable[[bytes], bytes]] = {
     ).read(),
 }
 _BROKEN = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, pa.ArrowException)
-_CONVERSATIONS = {"messages", "conversations", "conversation", "prompt", "completion", "tools"}
 
 
 class DataError(CookbookError):
@@ -82,27 +96,35 @@ def ending(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def read(path: Path) -> DatasetDict:
+def read(path: Path, apart: str = "") -> DatasetDict:
     """Return what a file or folder holds, by split; a file alone is the split `train`.
 
     The splits are named `train`, `test` and `validation` where a name says which, else as their
-    files say. What is no training split never becomes `train`. Raises `DataError` for what cannot
-    be read whole.
+    files say. What is no training split never becomes `train`. A folder inside that is called
+    `apart` is another data set. Raises `DataError` for what cannot be read whole.
     """
-    if path.is_file():
-        _check_format(path)
-        return _tables({"train": [path]})
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _saved(path)
-    splits = _named_by_card(path) or _named_by_files(path)
-    if not splits:
-        raise DataError(f"{path} holds no {', '.join(FORMATS)} file to train on.")
-    return _tables(splits)
+    try:
+        if path.is_file():
+            _check_format(path)
+            return _tables({"train": [path]})
+        if not path.is_dir():
+            raise DataError(f"{path} is neither a file nor a folder: write its rows into a file.")
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            return _saved(path)
+        splits = _named_by_card(path) or _own_splits(path, _data_files(path, apart))
+        if not splits:
+            raise DataError(f"{path} holds no {', '.join(FORMATS)} file to train on.")
+        return _tables(splits)
+    except PermissionError as error:
+        raise DataError(
+            f"{error.filename or path} may not be read by you: `chmod -R u+rX {path}`, or ask its "
+            "owner."
+        ) from error
 
 
 def read_named(folder: Path) -> DatasetDict:
     """Return what the files of a folder hold, by the splits that their names tell alone."""
-    return _tables(_named_by_files(folder))
+    return _tables(_named_by_files(folder, _data_files(folder)))
 
 
 def _check_format(path: Path) -> None:
@@ -113,7 +135,11 @@ def _check_format(path: Path) -> None:
         )
     if split_of(Path(path.name)) in ("test", "validation"):
         print(f"{path.name} is trained on, since it was named itself, whatever its name says.")
-    siblings = {split_of(Path(one.name)) for one in path.parent.iterdir() if ending(one) in FORMATS}
+    try:
+        beside = [one for one in path.parent.iterdir() if ending(one) in FORMATS]
+    except PermissionError:  # a file may be read where its folder may not be listed
+        return
+    siblings = {split_of(Path(one.name)) for one in beside}
     if split_of(Path(path.name)) == "train" and siblings & {"test", "validation"}:
         print(f"Beside {path.name} lies a held-out split: name the folder to be scored on it.")
 
@@ -146,8 +172,7 @@ def _stem(name: str) -> str:
     return name
 
 
-def _named_by_files(folder: Path) -> dict[str, list[Path]]:
-    files = _data_files(folder)
+def _named_by_files(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     pairs = _named_in_pairs(files)
     found: dict[str | None, list[Path]] = {}
     for path in files:
@@ -159,6 +184,27 @@ def _named_by_files(folder: Path) -> dict[str, list[Path]]:
     elif unnamed:
         print(f"Left out, since other files are named `train`: {_shown(unnamed, folder)}.")
     return {str(split): paths for split, paths in found.items()}
+
+
+def _own_splits(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+    """Return a reader's files by split, and say which is which where there are several.
+
+    Where the Hub has several splits of a kind (`train_sft`, `train_gen`), each is one here.
+    """
+    splits: dict[str, list[Path]] = {}
+    for split, paths in _named_by_files(folder, files).items():
+        for path in paths:
+            stem = _stem(path.name)
+            shard = _SHARD.fullmatch(stem)
+            own = shard[1] if shard else stem
+            kind, _, rest = own.partition("_")
+            of_a_kind = kind in SPLIT_NAMES.get(split, ()) and rest
+            name = own if of_a_kind and (shard or rest in _KINDS) else split
+            splits.setdefault(name, []).append(path)
+    if len(files) > 1:
+        said = (f"{split}: {_shown(paths, folder)}" for split, paths in splits.items())
+        print(f"Files of {folder.name}: {'; '.join(said)}.")
+    return splits
 
 
 def _named_in_pairs(paths: Iterable[Path]) -> dict[Path, str]:
@@ -178,10 +224,10 @@ def _named_in_pairs(paths: Iterable[Path]) -> dict[Path, str]:
     return {path: split for group in told for split, path in group.items()}
 
 
-def _data_files(folder: Path) -> list[Path]:
+def _data_files(folder: Path, apart: str = "") -> list[Path]:
     """Return a folder's files of data, or those below it where it has none itself, each once.
 
-    `train.jsonl` beside a folder `test` is both.
+    `train.jsonl` beside a folder `test` is both. A folder inside called `apart` does not count.
     """
 
     def wanted(paths: Iterable[Path]) -> list[Path]:
@@ -192,10 +238,10 @@ def _data_files(folder: Path) -> list[Path]:
             and path.name not in _NO_DATA
             and not fnmatch(path.name, "cache-*.arrow")  # results that `datasets` keeps
             and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            and not (apart and path.is_relative_to(folder / apart))
             and path.is_file()
         ]
-        tables = [path for path in kept if ending(path) != ".txt"]
-        return tables or kept  # a text beside tables is a note
+        return [path for path in kept if ending(path) != ".txt"] or kept
 
     found = wanted(folder.iterdir())
     below = [path for path in wanted(folder.rglob("*")) if path.parent != folder]
@@ -208,6 +254,12 @@ def _data_files(folder: Path) -> list[Path]:
             print(f"Left out, since {folder.name} has files itself: {_shown(left, folder)}.")
         below = more
     found += below
+    texts = [path for path in sorted(folder.glob("*.txt")) if path.name not in _NO_DATA]
+    if found and len(texts) > 1 and ending(found[0]) != ".txt":  # one is a note
+        print(
+            f"Left out, since {folder.name} has tables: {_shown(texts, folder)}. To train on "
+            "plain text, give it a folder of its own."
+        )
     whole: dict[str, Path] = {}
     for path in found:  # `train.jsonl` beside `train.jsonl.gz` is the same twice
         name = re.sub(rf"({'|'.join(map(re.escape, COMPRESSED))})$", "", str(path), flags=re.I)
@@ -222,10 +274,14 @@ def _named_by_card(folder: Path) -> dict[str, list[Path]]:
     card = folder / "README.md"
     if not card.is_file():
         return {}
+    text = card.read_bytes().decode("utf-8", "replace")
+    if not re.search(r"^configs:", text, re.MULTILINE):
+        return {}
     try:
-        content = DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict()
-    except (ValueError, OSError) as error:
-        raise DataError(f"{card} cannot be read: {error}. Mend its first lines.") from error
+        content = DatasetCard(text, ignore_metadata_errors=True).data.to_dict()
+    except (ValueError, YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise DataError(f"{card}: its `configs` cannot be read: {said}. Mend them.") from error
     configs = {
         str(one.get("config_name", "default")): one
         for one in content.get("configs") or []
@@ -244,8 +300,9 @@ def _named_by_card(folder: Path) -> dict[str, list[Path]]:
     chosen = configs[wanted]
     base = folder / str(chosen.get("data_dir") or "")
     if not chosen.get("data_files"):
-        return _named_by_files(base)
+        return _own_splits(base, _data_files(base))
     splits: dict[str, list[Path]] = {}
+    unnamed: list[Path] = []
     for name, pattern in _patterns(chosen["data_files"]):
         paths = _files_like(base, pattern)
         if not paths:
@@ -253,7 +310,9 @@ def _named_by_card(folder: Path) -> dict[str, list[Path]]:
                 f"{card} names {pattern}, but no {', '.join(FORMATS)} file is called so: download "
                 "it anew."
             )
-        splits.setdefault(name, []).extend(paths)
+        (splits.setdefault(name, []) if name else unnamed).extend(paths)
+    if unnamed and (told := _own_splits(base, unnamed)):
+        splits |= told if len(told) > 1 else {"train": unnamed}
     return splits
 
 
@@ -266,15 +325,18 @@ def _files_like(base: Path, pattern: str) -> list[Path]:
 
 
 def _patterns(data_files: Any) -> Iterator[tuple[str, str]]:
-    """Yield split and pattern of a card's `data_files`: a text, a list of them, or of mappings."""
+    """Yield split and pattern of a card's `data_files`: a text, a list of them, or of mappings.
+
+    The split is empty where none is named: the names of the files tell it then.
+    """
     if isinstance(data_files, dict) and "path" not in data_files:
         data_files = [{"split": split, "path": path} for split, path in data_files.items()]
     for one in data_files if isinstance(data_files, list) else [data_files]:
         if not isinstance(one, dict):
-            one = {"split": "train", "path": one}
+            one = {"path": one}
         paths = one.get("path", [])
         for path in paths if isinstance(paths, list) else [paths]:
-            yield str(one.get("split", "train")), str(path)
+            yield str(one.get("split") or ""), str(path)
 
 
 def _shown(paths: Sequence[Path], folder: Path) -> str:
@@ -439,6 +501,8 @@ def _content(path: Path) -> bytes:
             if content.startswith(magic):
                 content = unpack(content)
                 break
+    except PermissionError:
+        raise
     except _BROKEN as error:
         raise DataError(f"{path} cannot be unpacked: {error}. Copy or download it anew.") from error
     _check_pointer(path, content)
@@ -462,7 +526,8 @@ def _text(path: Path) -> str:
     if encoding.startswith("utf-16") and not _likely_utf16(content):
         encoding = "utf-8-sig"
     try:
-        return content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
+        text = content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
+        return text.removeprefix("\ufeff")  # a second mark, where two files were joined
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
@@ -486,7 +551,7 @@ def _texts(paths: Sequence[Path]) -> list[str]:
 
     It is cut at blank lines, or where it has none at the end of each line.
     """
-    contents = [_text(path).replace("\r\n", "\n") for path in paths]
+    contents = [re.sub(r"\r\n?", "\n", _text(path)) for path in paths]
     usual = "document"
     if len(paths) == 1:
         usual = "paragraph" if re.search(r"\S\s*\n\s*\n\s*\S", contents[0]) else "line"
@@ -525,34 +590,74 @@ def _json_rows(path: Path) -> list[Row]:
 
 
 def _json_values(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    """Yield a file's values, each with the line it begins in: one a line, or spread over lines.
+
+    A list of turns that stands in one of several lines is a conversation: it becomes a row.
+    """
     lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    # One array or object, written over several lines: the first does not end what it begins.
-    whole = text.lstrip().startswith("[") or (
-        len(lines) > 1 and lines[0][1].rstrip()[-1] in "{[,:" and lines[0][1].lstrip()[0] == "{"
-    )
-    for line, part in [(1, text)] if whole else lines:
+    if len(lines) > 1 and _begins_more(lines[0][1]):
+        yield from _spread_values(path, text)
+        return
+    for line, part in lines:
         try:
-            yield line, _parsed(part)
+            value = _parsed(part)
         except (ValueError, RecursionError) as error:
-            line += getattr(error, "lineno", 1) - 1
-            raise DataError(
-                f"{path}, line {line} is no JSON: {error}. Mend or remove it."
-            ) from error
+            raise _no_json(path, line, error) from error
+        talk = len(lines) > 1 and isinstance(value, list) and all(map(_is_turn, value))
+        yield line, {"messages": value} if talk else value
+
+
+def _begins_more(line: str) -> bool:
+    """Tell whether a line begins an array or object that ends in a later one."""
+    line = line.strip()
+    if line[0] == "[":
+        try:
+            json.loads(line)
+        except (ValueError, RecursionError):
+            return True
+    return line[0] == "{" and line[-1] in "{[,:"
+
+
+def _spread_values(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    """Yield values that stand one after another, each over as many lines as it likes."""
+    at = 0
+    while (begin := _BLANK.match(text, at).end()) < len(text):  # type: ignore[union-attr]
+        line = text.count("\n", 0, begin) + 1
+        try:
+            value, at = _DECODER.raw_decode(text, begin)
+            _check_characters(text[begin:at], value)
+        except (ValueError, RecursionError) as error:
+            raise _no_json(path, getattr(error, "lineno", line), error) from error
+        yield line, value
+
+
+def _no_json(path: Path, line: int, error: Exception) -> DataError:
+    said = str(error)
+    if isinstance(error, json.JSONDecodeError):
+        said = f"{error.msg} at column {error.colno}"
+    if said.startswith("Extra data"):
+        said += ", where each line is one object, without a comma after it"
+    return DataError(f"{path}, line {line} is no JSON: {said}. Mend or remove it.")
+
+
+def _is_turn(value: Any) -> bool:
+    """Tell whether a value is one turn of a conversation."""
+    return isinstance(value, dict) and bool({"role", "from"} & {*value})
 
 
 def _parsed(text: str) -> Any:
-    value = json.loads(
-        text,
-        object_pairs_hook=_without_repeats,
-        parse_constant=lambda name: None if name == "NaN" else float(name),  # Python writes them
-    )
+    value = _DECODER.decode(text)
+    _check_characters(text, value)
+    return value
+
+
+def _check_characters(text: str, value: Any) -> None:
     if re.search(r"\\ud[89a-f]", text, re.IGNORECASE):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             letter = ascii(error.object[error.start])
             raise ValueError(f"{letter} is half of a character, without the other half") from error
-    return value
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> Row:
@@ -562,18 +667,31 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> Row:
     return found
 
 
+_BLANK = re.compile(r"\s*")
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_without_repeats,
+    parse_constant=lambda name: None if name == "NaN" else float(name),  # Python writes them
+)
+
+
 def _rows_within(path: Path, only: Row) -> list[Row]:
     """Return the rows that a file's only object holds, or that object as the only row.
 
     `{"data": [{...}, ...]}` wraps them, and `{"prompt": [...], "completion": [...]}` holds columns.
+    So does what pandas writes with `orient="split"`, and `{"messages": [[...], [...]]}`; what shows
+    data sets on the Hub wraps each row once more.
     """
     lists = {key: value for key, value in only.items() if isinstance(value, list)}
+    if {*only} == {"columns", "index", "data"}:
+        return [dict(zip(only["columns"], values)) for values in only["data"]]
+    if "features" in only and all(_holds_row(one) for one in lists.get("rows", [None])):
+        return [one["row"] for one in only["rows"]]
     tables_within = [
         key
         for key, value in lists.items()
         if value
-        and key not in _CONVERSATIONS
-        and all(isinstance(one, dict) and not {"role", "from"} & {*one} for one in value)
+        and key not in ("tools", "functions")
+        and all(isinstance(one, dict) and not _is_turn(one) for one in value)
     ]
     if len(tables_within) > 1:
         raise DataError(
@@ -585,6 +703,8 @@ def _rows_within(path: Path, only: Row) -> list[Row]:
         return found
     alike = {len(value) for value in lists.values()}
     scalar = not any(isinstance(one, (dict, list)) for some in lists.values() for one in some)
+    talks = [one for some in lists.values() for one in some if isinstance(one, list)]
+    scalar = scalar or bool(talks) and all(map(_is_turn, [turn for one in talks for turn in one]))
     if lists and len(lists) == len(only) and len(alike) == 1 and scalar:
         return [dict(zip(lists, values)) for values in zip(*lists.values())]
     tables = list(only.values())
@@ -595,6 +715,10 @@ def _rows_within(path: Path, only: Row) -> list[Row]:
         if all(list(one) == keys for one in tables) and not {"role", "content"} & {*keys}:
             return [{name: only[name][key] for name in only} for key in keys]
     return [only]
+
+
+def _holds_row(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("row"), dict)
 
 
 # --- CSV ------------------------------------------------------------------------------------
@@ -614,6 +738,8 @@ def _csv_rows(path: Path) -> list[Row]:
         text = "\n" + text[said.end() :]
     separator, quoting = _dialect(path, text, said[1] if said else "")
     records = _records(path, text, separator, quoting)
+    if quoting == csv.QUOTE_MINIMAL and _are_letters(path, text, separator, records):
+        records = _records(path, text, separator, csv.QUOTE_NONE)
     if len(records) < 2:
         raise DataError(f"{path} holds no rows: its first line names the columns, rows follow.")
     (_, header), *body = records
@@ -636,10 +762,12 @@ def _check_widths(path: Path, widths: list[tuple[int, int]], width: int, separat
     if wrong:
         line, count = wrong[0]
         more = f" ({len(wrong) - 1} more lines are wrong)" if len(wrong) > 1 else ""
+        mend = f"A text with {separator!r} or a line end in it has to stand in double quotes, "
+        mend += '"like, this".'
+        if len(wrong) == len(widths):
+            mend = "The first line has to be the names of the columns, with nothing above it."
         raise DataError(
-            f"{path}, line {line} has {count} fields where the header has {width}{more}. A text "
-            f"with {separator!r} or a line end in it has to stand in double quotes, "
-            '"like, this".'
+            f"{path}, line {line} has {count} fields where the header has {width}{more}. {mend}"
         )
 
 
@@ -663,8 +791,48 @@ def _dialect(path: Path, text: str, said: str = "") -> tuple[str, Literal[0, 3]]
             if header > 1:
                 scores[separator, quoting] = (fitting / len(records), header)
         if scores:
-            return max(scores, key=lambda one: scores[one])
+            separator, quoting = max(scores, key=lambda one: scores[one])
+            if quoting == csv.QUOTE_NONE and _are_quotes(text):
+                return separator, csv.QUOTE_MINIMAL  # one of its quotes is wrong, and gets named
+            return separator, quoting
     return usual, csv.QUOTE_MINIMAL
+
+
+def _are_quotes(text: str) -> bool:
+    """Tell whether double quotes have been written as quotes: doubled or escaped within a text.
+
+    Or the names of the columns stand in them. Speech that is a text by itself looks the same as a
+    quoted field, and says nothing.
+    """
+    first = text.lstrip().partition("\n")[0].strip()
+    return bool(re.search(r'\\"|[^"\s,;|]""[^"]|"""', text)) or first[:1] + first[-1:] == '""'
+
+
+def _are_letters(path: Path, text: str, separator: str, records: list[Record]) -> bool:
+    """Tell whether double quotes are letters in a table that can be read either way.
+
+    Speech can open a quote at the beginning of one line and close it at the end of another's text.
+    Then each line by itself has all fields, and what the quotes join has separators as no prose has
+    them. Raises `DataError` where other fields do stand in quotes.
+    """
+    joined = re.compile(rf"{re.escape(separator)}\S.*\n|\n.*{re.escape(separator)}\S")
+    prose = re.compile(rf"{re.escape(separator)}\s")
+    found = [
+        line
+        for line, record in records
+        if any("\n" in one and joined.search(one) and not prose.search(one) for one in record)
+    ]
+    by_line = _records(path, text, separator, csv.QUOTE_NONE) if found else []
+    if not found or len({len(record) for _, record in by_line}) > 1:
+        return False
+    cut = re.escape(separator)
+    if re.search(rf'(?:^|{cut})"[^"\n]*"(?:{cut}|\r?$)', text, re.MULTILINE):
+        raise DataError(
+            f"{path}, line {found[0]}: a double quote joins it with what follows, though each line "
+            'has all fields by itself. A double quote in a text is written twice, "like ""this"".'
+        )
+    print(f"{path.name}: double quotes are letters like others; each line has all its fields.")
+    return True
 
 
 def _records(
@@ -674,8 +842,8 @@ def _records(
     quoting: Literal[0, 3],
     strict: bool = True,
     at_most: int = 0,
-) -> list[tuple[int, list[str]]]:
-    """Return the lines of a table as (number of its first line, fields), empty ones left out."""
+) -> list[Record]:
+    """Return the lines of a table, empty ones left out."""
     csv.field_size_limit(sys.maxsize)
     first_line = text.lstrip().partition("\n")[0]
     reader = csv.reader(
@@ -685,7 +853,7 @@ def _records(
         strict=strict,
         skipinitialspace=f'"{separator} "' in first_line,  # "like", "this"
     )
-    records: list[tuple[int, list[str]]] = []
+    records: list[Record] = []
     start = 1
     try:
         for record in reader:
@@ -707,19 +875,24 @@ def _records(
 # --- Columns and splits by other names ------------------------------------------------------
 
 
-def _renaming(variable: str) -> dict[str, str]:
-    """Return what a variable renames, `theirs=ours,...`; {} where it is not set."""
-    pairs = [one.split("=") for one in (os.environ.get(variable) or "").split(",") if one.strip()]
+def renaming(what: str) -> dict[str, str]:
+    """Return what COOKBOOK_SPLITS or COOKBOOK_COLUMNS renames, `theirs=ours,...`; {} without it."""
+    variable = f"COOKBOOK_{what}"
+    said = os.environ.get(variable) or ""
+    pairs = [one.split("=") for one in said.split(",") if one.strip()]
     if not all(len(pair) == 2 and all(map(str.strip, pair)) for pair in pairs):
-        raise DataError(
-            f"{variable} is {os.environ.get(variable)!r}: pairs are needed, theirs=ours,that=this."
-        )
-    return {theirs.strip(): ours.strip() for theirs, ours in pairs}
+        raise DataError(f"{variable} is {said!r}: pairs are needed, theirs=ours,that=this.")
+    names = {theirs.strip(): ours.strip() for theirs, ours in pairs}
+    if len(names) < len(pairs):
+        raise DataError(f"{variable} is {said!r}: one name stands there for two.")
+    return names
 
 
-def renamed(splits: DatasetDict) -> DatasetDict:
-    """Give columns the names that COOKBOOK_COLUMNS says: `frage=prompt,antwort=completion`."""
-    names = _renaming("COOKBOOK_COLUMNS")
+def renamed(splits: DatasetDict, names: dict[str, str]) -> DatasetDict:
+    """Give columns other names, as COOKBOOK_COLUMNS says: `frage=prompt,antwort=completion`.
+
+    Columns that are called `Prompt` or `TEXT` are known as `prompt` and `text`, which a line says.
+    """
     for split, rows in splits.items():
         missing = [theirs for theirs in names if theirs not in rows.column_names]
         if missing:
@@ -731,19 +904,32 @@ def renamed(splits: DatasetDict) -> DatasetDict:
         taken = [ours for ours in moved.values() if ours in rows.column_names and ours not in moved]
         if len({*names.values()}) < len(names):
             raise DataError(f"COOKBOOK_COLUMNS calls two columns the same: {', '.join(names)}.")
-        rows = rows.remove_columns(taken)
-        splits[split] = rows.rename_columns(moved)
+        rows = rows.remove_columns(taken).rename_columns(moved)
+        splits[split] = _in_small_letters(rows, {*names.values()}, split)
     return splits
 
 
-def train_and_test(splits: DatasetDict, source: str) -> DatasetDict:
+def _in_small_letters(rows: Dataset, chosen: set[str], split: str) -> Dataset:
+    """Rename columns that are known but for their capitals, spaces or hyphens."""
+    small = {name: re.sub(r"[\s-]+", "_", name.strip().lower()) for name in rows.column_names}
+    moved = {
+        name: new
+        for name, new in small.items()
+        if name != new and name not in chosen and list(small.values()).count(new) == 1
+    }
+    moved = {name: new for name, new in moved.items() if new in KNOWN}
+    if moved:
+        print(f"Columns of the {split} split in small letters: {', '.join(moved)}.")
+    return rows.rename_columns(moved)
+
+
+def train_and_test(splits: DatasetDict, source: str, names: dict[str, str]) -> DatasetDict:
     """Return the splits to train on and to be scored on, the second only where there is one.
 
-    COOKBOOK_SPLITS names them (`train_gen=train,test_gen=test`). Without it `train` and `test` are
-    taken by their names, `train_sft` and `test_sft` where those are what there is, `validation`
-    where there is no test; an only split is `train` unless its name says otherwise.
+    `names` are what COOKBOOK_SPLITS says (`train_gen=train,test_gen=test`). Without them `train`
+    and `test` are taken by their names, `train_sft` and `test_sft` where those are what there is,
+    `validation` where there is no test; an only split is `train` unless its name says otherwise.
     """
-    names = _renaming("COOKBOOK_SPLITS")
     if names and (not {*names} <= {*splits} or sorted(names.values()) not in _ASKED_SPLITS):
         raise DataError(
             f"COOKBOOK_SPLITS is {os.environ['COOKBOOK_SPLITS']!r}: one split has to be `train`, "
@@ -751,9 +937,11 @@ def train_and_test(splits: DatasetDict, source: str) -> DatasetDict:
         )
     names = names or _usual_splits(list(splits), source)
     if "train" not in names.values():
+        first, *others = splits
+        say = ",".join([f"{first}=train", *(f"{one}=test" for one in others[:1])])
         raise DataError(
             f"By their names no split of {source} is to be trained on: {', '.join(splits)}. Say "
-            f"which: COOKBOOK_SPLITS={next(iter(splits))}=train,that=test; or name one file itself."
+            f"which: COOKBOOK_SPLITS={say}; or name one file itself."
         )
     taken = {ours: theirs for theirs, ours in names.items() if ours in ("train", "test")}
     left = [name for name in splits if name not in taken.values()]

@@ -4,6 +4,7 @@ That one is TRL's: `prompt` and `completion`, both lists of chat messages; the c
 last assistant turn. What else a row holds (`tools`, `answer`, ...) stays beside them.
 """
 
+import ast
 import json
 import os
 from collections import Counter
@@ -21,24 +22,37 @@ Turn = dict[str, Any]
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt", "function_call"), "assistant"),
-    **dict.fromkeys(("tool", "function", "observation", "ipython", "function_response"), "tool"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatbot", "chatgpt", "ai"), "assistant"),
+    **dict.fromkeys(("function_call", "tool_call"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "ipython"), "tool"),
+    **dict.fromkeys(("function_response", "tool_response", "tool_result"), "tool"),
 }
 TURNS = ("messages", "conversations", "conversation")  # columns that hold whole conversations
+OTHER_TURNS = ("chat", "dialogue", "dialog")  # so do these, where they hold no text
 PAIRS = (
     ("prompt", "completion"),
     ("instruction", "output"),
     ("instruction", "response"),
+    ("instruction", "completion"),
+    ("instruction", "answer"),
+    ("question", "completion"),
     ("question", "answer"),
     ("query", "response"),
     ("prompt", "response"),
     ("question", "response"),
     ("prompt", "output"),
+    ("problem", "solution"),
+    ("user", "assistant"),
     ("input", "output"),
+    ("input", "target"),
     ("document", "summary"),
     ("prompt", "answer"),
 )
-SYSTEM = ("system", "system_prompt")
+TEXT_PARTS = ("text", "input_text", "output_text")  # types of parts of a content
+# Where a turn keeps what it says: the names of OpenAI, ShareGPT and Gemini; or a call instead.
+CONTENT = ("content", "value", "text", "parts", "tool_calls", "function_call")
+SYSTEM = ("system", "system_prompt", "system_message")
+TOOLS = ("tools", "functions")  # the second is what OpenAI called them first
 BESIDE_INSTRUCTION = ("input", "context")  # Alpaca's and Dolly's names for what it is about
 HELD_APART = ("instruction", "question", "query")  # usually without what they are about
 
@@ -59,32 +73,37 @@ class Form:
         return f"{self.name} in {', '.join(f'`{one}`' for one in self.columns)}"
 
 
-def recognise(rows: Dataset, name: str = "data") -> tuple[Form, list[Form]]:
+def recognise(
+    rows: Dataset, name: str = "data", wanted: tuple[str, str] = ("prompt", "completion")
+) -> tuple[Form, list[Form]]:
     """Return the form that rows have, and others that they could be read as.
 
-    Raises `DataError` where there is none, with the columns that there are.
+    Raises `DataError` where there is none, with the columns that there are and those `wanted`.
     """
     columns = rows.column_names
     found = [
         form for form in (*_conversations(rows), *_pairs(columns)) if {*form.columns} <= {*columns}
     ]
-    if wanted := {*_named()}:  # what was named so goes before what was not
-        found.sort(key=lambda form: -len(wanted & {*form.columns}))
+    if named := {*_named()}:  # what was named so goes before what was not
+        found.sort(key=lambda form: -len(named & {*form.columns}))
     if not found:
+        one, other = wanted
         raise DataError(
-            f"The {name} has the columns {', '.join(sorted(columns))}; needed are `prompt` and "
-            '`completion`, or `messages`, or another form that the page "Bring your own data" '
-            'lists. Name yours: COOKBOOK_COLUMNS="yours=prompt,another=completion".'
+            f"The {name} has the columns {', '.join(sorted(columns))}; needed are `{one}` and "
+            f'`{other}`, or `messages`, or another form that the page "Bring your own data" '
+            f'lists. Name yours: COOKBOOK_COLUMNS="yours={one},another={other}".'
         )
     return found[0], found[1:]
 
 
 def _conversations(rows: Dataset) -> list[Form]:
     forms = []
-    for column in TURNS:
+    for column in (*TURNS, *OTHER_TURNS):
         if column in rows.column_names:
             first: Any = next((_parsed(turns) for turns in rows[column] if turns), [])
             turn = first[0] if isinstance(first, list) and first else None
+            if column in OTHER_TURNS and not _is_turn(turn):
+                continue
             kind = "ShareGPT conversations" if _is_share_gpt(turn) else "conversations"
 
             def read(row: Row, at: str = column) -> list[Turn]:
@@ -117,14 +136,19 @@ def _pairs(columns: list[str]) -> list[Form]:
 
 
 def _pair(asked: str, answered: str, about: str | None) -> Form:
-    kind = "instructions (Alpaca)" if asked == "instruction" else f"{asked}s and {answered}s"
-    if (asked, answered) == ("query", "response"):
-        kind = "queries and responses"
+    kind = (
+        "instructions (Alpaca)" if asked == "instruction" else f"{_all(asked)} and {_all(answered)}"
+    )
 
     def read(row: Row) -> list[Turn]:
         return _from_pair(row, row[asked], row[answered], row[about] if about else None)
 
     return Form(kind, (asked, about, answered) if about else (asked, answered), read)
+
+
+def _all(name: str) -> str:
+    """Return the plural of a column's name."""
+    return f"{name[:-1]}ies" if name.endswith("y") else f"{name}s"
 
 
 def _named() -> dict[str, str]:
@@ -165,16 +189,8 @@ def as_conversations(rows: Dataset, name: str = "data", quiet: bool = False) -> 
         raise DataError(
             f"The {name} has no usable row left. Check its prompts and completions ({form})."
         )
-    used = {
-        *form.columns,
-        "prompt",
-        "completion",
-        *SYSTEM,
-        *(["history"] if "history" in rows.column_names else []),
-    }
-    rest = rows.select(places).remove_columns(
-        [one for one in rows.column_names if one in used | {"tools"}]
-    )
+    used = {*form.columns, "prompt", "completion", "history", *SYSTEM, *TOOLS}
+    rest = rows.select(places).remove_columns([one for one in rows.column_names if one in used])
     features = Features({one: Json() for one in kept[0]})
     return _beside({one: [row[one] for row in kept] for one in kept[0]}, features, rest)
 
@@ -206,7 +222,7 @@ def _differs(other: Form, form: Form) -> bool:
     """
     if {*other.columns} <= {*form.columns}:
         return False
-    return not ("answer" in other.columns and {"prompt", "completion"} <= {*form.columns})
+    return not ("answer" in other.columns and "completion" in form.columns)
 
 
 def conversation(row: Row, form: Form) -> tuple[list[Turn], bool]:
@@ -224,27 +240,35 @@ def conversation(row: Row, form: Form) -> tuple[list[Turn], bool]:
 
 def _is_empty_system(turn: Turn) -> bool:
     """Tell whether a system turn says nothing; many data sets write one into every row."""
-    said = turn.get("content", turn.get("value"))
+    said = _said(turn)
     return _role(turn) == "system" and not _text(said).strip()
 
 
 def _tools(row: Row) -> Row:
     """Return the row's `tools`, if it has any, as a list of their descriptions."""
-    if "tools" not in row:
+    named = [one for one in TOOLS if one in row]
+    if not named:
         return {}
-    tools = _parsed(row["tools"])
+    tools = next((_parsed(row[one]) for one in named if row[one]), None)
     if tools and not (isinstance(tools, list) and all(isinstance(one, dict) for one in tools)):
         raise _Unusable("tools is not a list of descriptions")
+    bare = [one for one in tools or [] if "name" in one and "function" not in one]
+    if bare and len(bare) == len(tools):  # OpenAI's first form
+        tools = [{"type": "function", "function": one} for one in bare]
     return {"tools": tools or None}
 
 
 def _parsed(value: Any) -> Any:
-    """Return what a text of JSON stands for (tables without lists hold them so), else the value."""
+    """Return what a text of JSON stands for (tables without lists hold them so), else the value.
+
+    Python's own way of writing it, which `pandas.to_csv` leaves behind, will do.
+    """
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
+        for parse in (json.loads, ast.literal_eval):
+            try:
+                return parse(value)
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                continue
     return value
 
 
@@ -252,19 +276,25 @@ def _with_system(row: Row, turns: Any) -> list[Turn]:
     turns = _parsed(turns)
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise _Unusable("the conversation is not a list of turns")
-    if turns and _role(turns[0]) == "system":
+    if turns and _role(turns[0]) == "system" and not _is_empty_system(turns[0]):
         return turns
     return [*_system_of(row), *turns]
 
 
 def _system_of(row: Row) -> list[Turn]:
-    said = next((row[one] for one in SYSTEM if isinstance(row.get(one), str)), "")
-    return [{"role": "system", "content": said}] if said.strip() else []
+    said = next((text for one in SYSTEM if (text := _text(row.get(one)).strip())), "")
+    return [{"role": "system", "content": said}] if said else []
 
 
 def _from_pair(row: Row, asked: Any, answered: Any, about: Any) -> list[Turn]:
     """Return the turns of a row that has what was asked and what was answered."""
     before, after = _parsed_turns(asked), _parsed_turns(answered)
+    if isinstance(answered, list) and after is None and len(answered) > 1:
+        raise _Unusable("several answers, where one is needed")
+    if row.get("label") is False:  # KTO's form
+        raise _Unusable("its label is false, so it is an answer to be avoided")
+    if after and before is None and _role(after[0]) == "user":
+        before = []  # the answer is the whole conversation, as in UltraFeedback's `chosen`
     if before is None:
         if beside := _text(about).strip():
             asked = f"{_text(asked)}\n\n{beside}"
@@ -277,9 +307,17 @@ def _from_pair(row: Row, asked: Any, answered: Any, about: Any) -> list[Turn]:
 def _parsed_turns(value: Any) -> list[Turn] | None:
     """Return messages where a prompt or completion holds such, and None where it holds text."""
     found = _parsed(value)
-    if isinstance(found, list) and found and all(isinstance(one, dict) for one in found):
-        return found if {"role", "from"} & {*found[0]} else None
-    return None
+    return found if isinstance(found, list) and found and all(map(_is_turn, found)) else None
+
+
+def _is_turn(value: Any) -> bool:
+    """Tell whether a value is a turn, and not data that have a `role` or a `from` too."""
+    return isinstance(value, dict) and _role(value) is not None and bool({*CONTENT} & {*value})
+
+
+def _said(turn: Turn) -> Any:
+    """Return what a turn says, by whichever name."""
+    return next((turn[one] for one in CONTENT[:-2] if turn.get(one) is not None), None)
 
 
 def _history(row: Row) -> list[Turn]:
@@ -305,9 +343,11 @@ def _turn(turn: Turn) -> Turn:
     """Return one turn by its standard names, its content as text, its calls as objects."""
     role = _role(turn)
     if role is None:
-        known = "system, user, assistant, tool"
-        raise _Unusable(f"a role other than {known} (or a known name for one of them)")
-    said = turn.get("content", turn.get("value"))
+        found = repr(str(turn.get("role", turn.get("from", "")))[:20])
+        raise _Unusable(f"a role ({found}) that is not system, user, assistant or tool")
+    if turn.get("train") is False:  # Axolotl's word
+        turn = {**turn, "weight": 0}
+    said = _said(turn)
     calls = _calls(turn, said)
     if calls and _is_call(turn):
         said = ""
@@ -317,8 +357,7 @@ def _turn(turn: Turn) -> Turn:
     kept = {
         key: value
         for key, value in turn.items()
-        if key not in ("role", "from", "content", "value", "tool_calls", "function_call")
-        and value is not None
+        if key not in ("role", "from", "train", *CONTENT) and value is not None
     }
     return {"role": role, "content": content} | kept | ({"tool_calls": calls} if calls else {})
 
@@ -341,11 +380,15 @@ def _text(said: Any, role: str = "user") -> str:
         return "\n".join(str(one) for one in texts)
     if role == "tool":
         return json.dumps(said, ensure_ascii=False)
-    raise _Unusable("a part of its content is no text (a picture, a file)")
+    if isinstance(said, dict):
+        raise _Unusable("an object where a text is needed")
+    kinds = [str(one["type"])[:20] for one in parts if isinstance(one, dict) and "type" in one]
+    other = next((kind for kind in kinds if kind not in TEXT_PARTS), "a picture, a file")
+    raise _Unusable(f"a part of its content is no text ({other})")
 
 
 def _part(part: Any) -> str | None:
-    if isinstance(part, dict) and part.get("type", "text") in ("text", "input_text", "output_text"):
+    if isinstance(part, dict) and part.get("type", "text") in TEXT_PARTS:
         text = part.get("text")
         return text if isinstance(text, str) else None
     return None
@@ -412,6 +455,7 @@ def as_pairs(rows: Dataset, names: tuple[str, str], name: str = "data") -> Datas
     asked, answered = names
     if {asked, answered} <= {*rows.column_names} and not _holds_more(rows, names):
         return rows
+    recognise(rows, name, names)
     talks = as_conversations(rows, name)
     kept: list[tuple[str, str]] = []
     places: list[int] = []
@@ -453,6 +497,19 @@ def _with_thought(answer: Turn) -> str:
 
 
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys under which turns keep thoughts
+
+
+def result_of(text: str) -> str:
+    """Return a worked answer's result, for a program to check; nothing where there is none.
+
+    It is what follows the last `####`, or the whole text where that is not there: one line, of at
+    most 64 characters. What is longer, or goes on below, no answer could be compared with.
+    """
+    result = text.rpartition("####")[2].strip()
+    return result if len(result) <= LONGEST_RESULT and "\n" not in result else ""
+
+
+LONGEST_RESULT = 64  # characters
 
 
 def with_rule(prompt: list[Turn], rule: str) -> list[Turn]:

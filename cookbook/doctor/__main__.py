@@ -16,13 +16,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import torch
-from datasets import Dataset, DatasetDict, disable_progress_bars
+from datasets import Dataset, DatasetDict, Features, Json, disable_progress_bars
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from cookbook import chat, data, files, forms, models
@@ -39,10 +40,11 @@ DEFAULT = "02-PEFT/Falcon-7B-LoRA.ipynb"
 LENGTHS = (128, 192, 256, 512, 1024, 2048, 4096)
 KEEP = 0.98  # the share of rows that a proposed `max_length` keeps
 LABELLED = 800  # rows whose labels are made, as a recipe makes them; tokens are counted of more
-TOKENIZED = 3_000_000  # characters of rows whose tokens are counted
-COMPARED = 8_000_000  # characters of rows that are searched for copies; more would take minutes
+TOKENIZED = 2_000_000  # characters of rows whose tokens are counted
+COMPARED = 5_000_000  # characters of rows that are searched for copies; more would take minutes
 FEW = 50  # training rows below which a score says little
 SHOWN = 5
+NO_RESULT = f"no result of one line and at most {forms.LONGEST_RESULT} characters after ####"
 NUMBER = "row of the file, for check-data"  # a column that no data set has
 
 
@@ -56,13 +58,19 @@ class Part:
 
     def at(self, numbers: Sequence[int], count: int = SHOWN) -> str:
         """Return where rows stand: `lines 3, 7, 9 and 12 more`."""
-        first = ", ".join(self.places[n] for n in numbers[:count])
+        found = sorted((self.places[n] for n in numbers), key=_in_order)
+        first = ", ".join(found[:count])
         more = f" and {len(numbers) - count} more" if len(numbers) > count else ""
         return f"{self.word}{'s' if len(numbers) > 1 else ''} {first}{more}"
 
     def select(self, numbers: Sequence[int]) -> "Part":
         """Return the part that has these rows alone."""
         return Part(self.rows.select(numbers), self.word, [self.places[n] for n in numbers])
+
+
+def _in_order(place: str) -> tuple[str, int]:
+    file, _, line = place.rpartition(":")
+    return file, int(line)
 
 
 @dataclass
@@ -119,7 +127,7 @@ def _lines_of(path: Path) -> list[int] | None:
     return None
 
 
-def read(source: str) -> tuple[dict[str, Part], list[list[str]], str]:
+def read(source: str, apart: str = "") -> tuple[dict[str, Part], list[list[str]], str]:
     """Return the splits of `load_splits` with the place of each row, a table of what there was,
     and a sentence on what was left out of a folder.
 
@@ -130,9 +138,9 @@ def read(source: str) -> tuple[dict[str, Part], list[list[str]], str]:
         splits = data.load_splits(source)
         parts = {name: _numbered(rows) for name, rows in splits.items()}
         return parts, [[name, source, str(len(one.places))] for name, one in parts.items()], ""
-    raw = files.read(path)
-    chosen = files.train_and_test(raw, source)
-    by_split, left = _files_of(path)
+    raw = files.read(path, apart)
+    chosen = files.train_and_test(raw, source, files.renaming("SPLITS"))
+    by_split, left = _files_of(path, apart)
     table, parts = [], {}
     for theirs, rows in raw.items():
         ours = next((name for name, one in chosen.items() if one is rows), "not used")
@@ -144,7 +152,8 @@ def read(source: str) -> tuple[dict[str, Part], list[list[str]], str]:
         if ours != "not used":
             word, places = places_of(where, len(rows))
             parts[ours] = Part(rows, word, places)
-    for name, rows in files.renamed(DatasetDict({k: one.rows for k, one in parts.items()})).items():
+    tables = DatasetDict({name: one.rows for name, one in parts.items()})
+    for name, rows in files.renamed(tables, files.renaming("COLUMNS")).items():
         parts[name].rows = rows
     return parts, table, left
 
@@ -153,19 +162,24 @@ def _numbered(rows: Dataset) -> Part:
     return Part(rows, "row", [str(number + 1) for number in range(len(rows))])
 
 
-def _files_of(path: Path) -> tuple[dict[str, list[Path]], str]:
+def _files_of(path: Path, apart: str) -> tuple[dict[str, list[Path]], str]:
     """Return the files of each split, and what of a folder is not among them."""
     if path.is_file():
         return {"train": [path]}, ""
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return {}, ""
     with heard([]):  # said before
-        splits = files._named_by_card(path) or files._named_by_files(path)
+        splits = files._named_by_card(path) or files._own_splits(
+            path, files._data_files(path, apart)
+        )
     used = {one for found in splits.values() for one in found}
     others = sorted(
         str(one.relative_to(path))
         for one in path.rglob("*")
-        if one.is_file() and one not in used and not one.name.startswith(".")
+        if one.is_file()
+        and one not in used
+        and not one.name.startswith(".")
+        and not (apart and one.is_relative_to(path / apart))
     )
     more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
     return splits, f"{', '.join(others[:SHOWN])}{more}" if others else ""
@@ -252,12 +266,12 @@ def _better_recipe(columns: set[str], recipe: Recipe) -> str:
 
 
 def _figure(text: str) -> str:
-    return text.rpartition("####")[2].strip() if "####" in text else ""
+    return forms.result_of(text) if "####" in text else ""
 
 
 def _with_figure(row: Row) -> Row:
-    figure = row["completion"].rpartition("####")[2].strip()
-    return {"answer": row["answer"] if row.get("answer") is not None else figure}
+    worked = row["completion"] if row.get("answer") is None else str(row["answer"])
+    return {"answer": forms.result_of(worked)}
 
 
 def _why_dropped(row: Row, form: forms.Form | None, recipe: Recipe) -> str:
@@ -269,10 +283,12 @@ def _why_dropped(row: Row, form: forms.Form | None, recipe: Recipe) -> str:
             return str(error)
         if recipe.pairs and sum(one["role"] == "user" for one in turns) > 1:
             return "more than one question, where this recipe takes one"
-        return "no figure after ####" if recipe.figures else "a tool, or no text to learn"
+        if recipe.figures:
+            return NO_RESULT
+        return "a tool, or no text to learn" if not recipe.grpo else f"{NO_RESULT}, or a tool"
     columns = recipe.pairs or ("text",)
     if all(isinstance(row[one], str) and row[one].strip() for one in columns):
-        return "no figure after ####"
+        return NO_RESULT
     return f"no text in {' or '.join(columns)}"
 
 
@@ -397,11 +413,9 @@ def _with_longest(
         longest = chat.supervise_answers(
             train.select([n for _, n in fitting[:batch]]), tokenizer, ends
         )
-    both = {
-        name: [*fit[name], *longest[name]]
-        for name in ("input_ids", "labels", "prompt", "completion")
-    }
-    return Dataset.from_dict(both)
+    kept = ("input_ids", "labels", "prompt", "completion")
+    both = {name: [*fit[name], *longest[name]] for name in kept}
+    return Dataset.from_dict(both, features=Features({name: fit.features[name] for name in kept}))
 
 
 def tokens_of_pairs(conversations: dict[str, Dataset], tokenizer: Any, limit: int) -> Tokens:
@@ -472,14 +486,15 @@ class Examination:
         """Take all steps; a `CookbookError` ends them, as it would end the recipe."""
         said: list[str] = []
         with heard(said):
-            self.parts, table, left = read(self.config.dataset)
+            self.parts, table, left = read(self.config.dataset, self.recipe.apart)
         texts = None
         if "test" not in self.parts:
             texts, copies = cut_test(self.parts, self.config.dataset)
             sizes = [len(self.parts[name].places) for name in ("train", "test")]
+            searched = " of those compared" if len(texts["train"]) < sizes[0] else ""
             said.append(
                 f"No split is held out: the recipe cuts one of {sizes[1]} rows and trains on "
-                f"{sizes[0]} ({copies} near-duplicates removed from the test)."
+                f"{sizes[0]} ({copies} near-duplicates removed from the test{searched})."
             )
         self._rows(said, table, left)
         ready = self._tokenizer() if not self.recipe.texts else None
@@ -490,6 +505,7 @@ class Examination:
             self._private()
             found = tokens.result() if tokens else None
         if found and ready:
+            self._first_tokens(found)
             self._examples(found, ready)
             self._lengths(found)
             self._answers()
@@ -589,6 +605,17 @@ class Examination:
                 "refuses it. Add rows of it, or remove those."
             )
 
+    def _first_tokens(self, tokens: Tokens) -> None:
+        """Refuse classes that begin with the same token, as the recipe does."""
+        if not self.recipe.labels:
+            return
+        first = {
+            row["completion"][0]["content"]: next(n for n in row["labels"] if n != chat.IGNORED)
+            for row in tokens.labelled
+        }
+        if len({*first.values()}) < len(first):
+            raise data.DataError(f"Two labels begin with the same token, {first}: rename one.")
+
     def _tokenizer(self) -> tuple[Any, list[int], list[str], str, bool]:
         """Return tokenizer, ends, what the template said, the model's folder, and its kind."""
         both = "encoder_decoder=True" in self.recipe.source
@@ -626,9 +653,8 @@ class Examination:
         train = self.parts["train"]
         compared = len(texts["train"])
         first: dict[str, int] = {}
-        exact = [
-            n for n, text in enumerate(texts["train"]) if text and first.setdefault(text, n) != n
-        ]
+        whole = [data.plain(row) for row in train.rows.take(compared)]
+        exact = [n for n, text in enumerate(whole) if text and first.setdefault(text, n) != n]
         # Equal rows are left out before near ones are searched: thousands of copies take long.
         singles = sorted({*range(compared)} - {*exact})
         near = near_duplicates_within([texts["train"][n] for n in singles])
@@ -636,7 +662,7 @@ class Examination:
         blocks: list[pages.Block] = [
             f"{len(exact)} exact and {len(near)} near-duplicates among {compared} training rows."
         ]
-        rows = [["exact", train.at([first[texts["train"][n]]]), train.at([n])] for n in exact[:3]]
+        rows = [["exact", train.at([first[whole[n]]]), train.at([n])] for n in exact[:3]]
         rows += [
             ["near", train.at([one]), train.at([other])]
             for one, other in self._partners(texts["train"], near[: SHOWN - len(rows)])
@@ -680,11 +706,8 @@ class Examination:
         near = near_duplicates([texts[n] for n in found], texts[: max(found)])
         for number in found:
             earlier = (n for n in near if n < number)
-            yield from (
-                (other, number)
-                for other in list(earlier)
-                if near_duplicates([texts[other]], [texts[number]])
-            )
+            alike = (n for n in earlier if near_duplicates([texts[n]], [texts[number]]))
+            yield from ((other, number) for other in islice(alike, 1))
 
     def _private(self) -> None:
         rows, total = [], 0
@@ -767,15 +790,15 @@ class Examination:
             ]
         else:
             # Values are hidden before anything is tokenized: decoded they might look otherwise.
-            clean = private.masked_within(
-                [{k: row[k] for k in ("prompt", "completion", "tools") if k in row} for row in rows]
+            kept = [k for k in ("prompt", "completion", "tools") if k in rows.column_names]
+            clean = private.masked_within([{k: row[k] for k in kept} for row in rows])
+            # As columns of Arrow's own types, objects would get the keys of each other.
+            table = Dataset.from_dict(
+                {k: [one[k] for one in clean] for k in kept},
+                features=Features({k: Json() for k in kept}),
             )
             with heard([]):
-                shown = chat.supervise_answers(
-                    Dataset.from_dict({k: [one[k] for one in clean] for k in clean[0]}),
-                    tokenizer,
-                    ends,
-                )
+                shown = chat.supervise_answers(table, tokenizer, ends)
             runs = [chat._runs(tokenizer, one["input_ids"], one["labels"]) for one in shown]
         if not pairs:
             token = tokenizer.convert_ids_to_tokens(ends[0])

@@ -6,6 +6,7 @@ in the notebook; nothing of them is written a second time.
 
 import ast
 import io
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -51,6 +52,7 @@ class Recipe:
         self.grpo = "GRPOTrainer(" in self.source
         self.figures = "#### figure" in self.source
         self.pairs = self._pairs()
+        self.apart = next(iter(re.findall(r'apart="(\w+)"', self.source)), "")
         self.labels = self.pairs is not None and self.pairs[1] == "label"
 
     def _nodes(self) -> Iterator[ast.AST]:

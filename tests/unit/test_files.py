@@ -717,8 +717,9 @@ TWO = [_config([TRAIN, TEST], "main"), _config("more/*", "extra")]
             "",
             {"train": HUB[:1], "test": HUB[1:2]},
         ),
-        ([_config("data/*.parquet")], "", {"train": (HUB[1], HUB[0])}),
-        ([_config(["data/*.parquet"])], "", {"train": (HUB[1], HUB[0])}),
+        # Without splits the Hub trains on all of them. Here their names count.
+        ([_config("data/*.parquet")], "", {"train": HUB[:1], "test": HUB[1:2]}),
+        ([_config(["data/*.parquet"])], "", {"train": HUB[:1], "test": HUB[1:2]}),
         ([_config("more/*")], "", {"train": HUB[2:3]}),
         ([_config([{"split": "held", "path": "**/a.jsonl"}])], "", {"held": HUB[2:3]}),
         ([{"config_name": "x", "data_dir": "data"}], "", {"train": HUB[:1], "test": HUB[1:2]}),
@@ -808,7 +809,7 @@ def test_columns_get_the_names_that_were_said(
 ) -> None:
     monkeypatch.setenv("COOKBOOK_COLUMNS", said)
     rows = Dataset.from_list([{"frage": "q", "antwort": "a", "input": "i"}])
-    assert list(files.renamed(DatasetDict(train=rows))["train"]) == [row]
+    assert list(files.renamed(DatasetDict(train=rows), files.renaming("COLUMNS"))["train"]) == [row]
 
 
 @pytest.mark.parametrize(
@@ -829,7 +830,10 @@ def test_wrong_names_of_columns_are_refused(
 ) -> None:
     monkeypatch.setenv("COOKBOOK_COLUMNS", said)
     with pytest.raises(DataError, match=complaint):
-        files.renamed(DatasetDict(train=Dataset.from_list([{"frage": "q", "a": "b"}])))
+        files.renamed(
+            DatasetDict(train=Dataset.from_list([{"frage": "q", "a": "b"}])),
+            files.renaming("COLUMNS"),
+        )
 
 
 @pytest.mark.parametrize(
@@ -881,7 +885,7 @@ def test_the_right_splits_are_taken(
 ) -> None:
     monkeypatch.setenv("COOKBOOK_SPLITS", asked)
     splits = {name: Dataset.from_list([{"split": name}]) for name in there.split()}
-    taken = files.train_and_test(DatasetDict(splits), "mine")
+    taken = files.train_and_test(DatasetDict(splits), "mine", files.renaming("SPLITS"))
     found = {ours: rows[0]["split"] for ours, rows in taken.items()}
     assert found == {"train": train} | ({"test": test} if test else {})
     shown = capsys.readouterr().out
@@ -922,4 +926,4 @@ def test_splits_that_names_do_not_tell_are_refused(
     monkeypatch.setenv("COOKBOOK_SPLITS", asked)
     splits = {name: Dataset.from_list([{"split": name}]) for name in there.split()}
     with pytest.raises(DataError, match=complaint):
-        files.train_and_test(DatasetDict(splits), "mine")
+        files.train_and_test(DatasetDict(splits), "mine", files.renaming("SPLITS"))

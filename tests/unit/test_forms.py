@@ -47,6 +47,8 @@ DEEP = ["user: q1", "assistant: a1", "user: q", "*assistant: a"]
 TALK = [_said("user", "q"), _said("assistant", "a")]
 SHARED = [_from("human", "q"), _from("gpt", "a")]
 TEXT = [{"type": "text", "text": "q"}]
+DATA = ["user: q", '*assistant: [{"from": "x", "to": "y"}]']
+USERS = ["user: q", '*assistant: [{"role": "user", "name": "y"}]']
 
 
 @pytest.mark.parametrize(
@@ -68,12 +70,27 @@ TEXT = [{"type": "text", "text": "q"}]
         ({"prompt": "[1, 2]", "completion": "{}"}, "prompts", ["user: [1, 2]", "*assistant: {}"]),
         ({"prompt": "q", "response": "a"}, "prompts and responses in `prompt`, `response`", ASKED),
         ({"prompt": "q", "answer": "a"}, "prompts and answers in `prompt`, `answer`", ASKED),
-        ({"document": "q", "summary": "a"}, "documents and summarys", ASKED),
+        ({"document": "q", "summary": "a"}, "documents and summaries", ASKED),
         ({"query": "q", "response": "a"}, "queries and responses in `query`, `response`", ASKED),
         ({"input": "q", "output": "a"}, "inputs and outputs in `input`, `output`", ASKED),
         ({"question": "q", "answer": "a"}, "questions and answers in `question`, `answer`", ASKED),
         ({"question": "q", "answer": 42}, "questions and answers", ["user: q", "*assistant: 42"]),
+        ({"question": "q", "completion": "a", "answer": "b"}, "questions and completions", ASKED),
+        ({"problem": "q", "solution": "a", "answer": "b"}, "problems and solutions", ASKED),
+        ({"prompt": "q", "completion": TALK}, "prompts and completions", ASKED),
+        ({"prompt": "q", "completion": '[{"from": "x", "to": "y"}]'}, "prompts", DATA),
+        ({"prompt": "q", "completion": '[{"role": "user", "name": "y"}]'}, "prompts", USERS),
         # Conversations.
+        ({"chat": TALK}, "conversations in `chat`", ASKED),
+        ({"dialogue": "A: hi", "document": "q", "summary": "a"}, "documents and summaries", ASKED),
+        ({"messages": repr(TALK)}, "conversations in `messages`", ASKED),
+        ({"messages": [{"role": "user", "text": "q"}, TALK[1]]}, "conversations", ASKED),
+        ({"messages": [{"role": "user", "parts": [{"text": "q"}]}, TALK[1]]}, "conv", ASKED),
+        ({"messages": [_said("human", "q"), _said("AI", "a")]}, "conversations", ASKED),
+        ({"messages": TALK, "system": [{"type": "text", "text": "s"}]}, "conversations", TOLD),
+        ({"messages": TALK, "system": ["s"]}, "conversations", TOLD),
+        ({"messages": [_said("system", ""), *TALK], "system": "s"}, "conversations", TOLD),
+        ({"messages": TALK, "system_message": "s"}, "conversations", TOLD),
         ({"messages": TALK}, "conversations in `messages`", ASKED),
         ({"messages": json.dumps(TALK)}, "conversations in `messages`", ASKED),
         ({"conversation": TALK}, "conversations in `conversation`", ASKED),
@@ -285,14 +302,17 @@ def test_what_else_a_turn_holds_stays() -> None:
         ({"messages": [1, 2]}, "the conversation is not a list of turns"),
         ({"messages": ["q", "a"]}, "the conversation is not a list of turns"),
         ({"messages": "[{'role': 'user'"}, "the conversation is not a list of turns"),
-        ({"messages": [_said("robot", "q"), TALK[1]]}, "a role other than system, user, assistant"),
-        ({"messages": [{"content": "q"}, TALK[1]]}, "a role other than system, user, assistant"),
-        ({"messages": [_said("user", [*TEXT, {"type": "image"}]), TALK[1]]}, "a picture, a file"),
+        ({"messages": [_said("robot", "q"), TALK[1]]}, "a role ('robot') that is not system, user"),
+        ({"messages": [{"content": "q"}, TALK[1]]}, "a role ('') that is not system, user"),
+        ({"messages": [_said("user", [*TEXT, {"type": "image"}]), TALK[1]]}, "no text (image)"),
+        ({"messages": [_said("user", [*TEXT, {}]), TALK[1]]}, "no text (a picture, a file)"),
         (
             {"messages": [_said("user", [{"type": "image_url", "image_url": {}}]), TALK[1]]},
-            "a picture",
+            "no text (image_url)",
         ),
-        ({"question": "q", "context": {"a": ["b"]}, "answer": "a"}, "no text"),
+        ({"question": "q", "context": {"a": ["b"]}, "answer": "a"}, "an object where a text"),
+        ({"question": "q", "answer": ["Lima", "Lima city"]}, "several answers, where one"),
+        ({"prompt": "q", "completion": "a", "label": False}, "an answer to be avoided"),
         (
             {"messages": [TALK[0], _said("assistant", "", tool_calls=[_call("{")])]},
             "no JSON object",
@@ -314,7 +334,7 @@ def test_rows_that_cannot_be_used_are_counted_or_refused(
         {"prompt": "q", "completion": "a"} if "prompt" in row else {"messages": TALK}
     )
     if "question" in row:
-        good = {"question": "q", "context": "", "answer": "a"}
+        good = {"question": "q", "answer": "a"} | ({"context": ""} if "context" in row else {})
     made = forms.as_conversations(_rows(good, row, good, row), "train split")
     assert _turns(made) == [ASKED, ASKED]
     shown = capsys.readouterr().out
@@ -478,7 +498,7 @@ def test_of_several_readings_the_one_asked_for_is_taken(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("COOKBOOK_COLUMNS", asked)
-    rows = files.renamed(DatasetDict(train=_rows(row)))["train"]
+    rows = files.renamed(DatasetDict(train=_rows(row)), files.renaming("COLUMNS"))["train"]
     assert _turns(forms.as_conversations(rows)) == [turns]
     shown = capsys.readouterr().out
     assert said in shown

@@ -52,7 +52,7 @@ def test_an_example_is_read_as_it_says(
     variable, _, value = (example["setting"] or "").partition("=")
     if variable.startswith("COOKBOOK_"):
         monkeypatch.setenv(variable, value)
-    rows = files.renamed(files.read(tmp_path / name))["train"]
+    rows = files.renamed(files.read(tmp_path / name), files.renaming("COLUMNS"))["train"]
     said, *learned = _lines(example["said"])
     if variable == "RECIPE":
         columns = ", ".join(f"`{column}`" for column in rows.column_names)

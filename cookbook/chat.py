@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
@@ -20,6 +21,27 @@ from cookbook.profiles import CookbookError
 IGNORED = -100  # the label that torch's cross entropy leaves out
 TURNS = ("all", "last")  # which assistant turns of a conversation are learned
 
+# System turns go into the user turn after them, or before them where the answer comes next.
+_SYSTEM = """\
+{%- set fit = namespace(turns=[], rules='') -%}
+{%- for turn in messages -%}
+{%- if turn.role == 'system' and not FIRST -%}
+{%- set fit.rules = fit.rules ~ turn.content ~ '\\n\\n' -%}
+{%- elif turn.role == 'user' and fit.rules -%}
+{%- set fit.turns = fit.turns + [dict(turn, content=fit.rules ~ turn.content)] -%}
+{%- set fit.rules = '' -%}
+{%- else -%}
+{%- set fit.turns = fit.turns + [turn] -%}
+{%- endif -%}
+{%- if fit.rules and fit.turns and fit.turns[-1].role == 'user' and \
+(loop.last or loop.nextitem.role == 'assistant') -%}
+{%- set fit.turns = fit.turns[:-1] + [dict(fit.turns[-1], content=fit.turns[-1].content ~ \
+'\\n\\n' ~ fit.rules.rstrip('\\n'))] -%}
+{%- set fit.rules = '' -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = fit.turns -%}
+"""
 # What can stand before a template that does not take all that rows hold. Each rewrites the
 # messages, so that whoever renders the saved template later (TRL, a server) does the same.
 _BEFORE = {
@@ -53,24 +75,21 @@ one.function.name, 'arguments': one.function.arguments} | tojson) ~ '\\n</tool_c
 {%- endfor -%}
 {%- set messages, tools = fit.turns, none -%}
 """,
-    "system": """\
-{%- if messages and messages[0].role == 'system' -%}
-{%- set fit = namespace(turns=[], rules=messages[0].content ~ '\\n\\n') -%}
-{%- for turn in messages[1:] -%}
-{%- if turn.role == 'user' and fit.rules -%}
-{%- set fit.turns = fit.turns + [dict(turn, content=fit.rules ~ turn.content)] -%}
-{%- set fit.rules = '' -%}
-{%- else -%}
-{%- set fit.turns = fit.turns + [turn] -%}
-{%- endif -%}
+    "system": _SYSTEM.replace("FIRST", "false"),
+    "later": _SYSTEM.replace("FIRST", "loop.first"),
+    "greeting": """\
+{%- set fit = namespace(turns=[], asked=false) -%}
+{%- for turn in messages -%}
+{%- set fit.asked = fit.asked or turn.role == 'user' -%}
+{%- if fit.asked or turn.role != 'assistant' -%}{%- set fit.turns = fit.turns + [turn] -%}{%- endif -%}
 {%- endfor -%}
 {%- set messages = fit.turns -%}
-{%- endif -%}
 """,
     "alternate": """\
 {%- set fit = namespace(turns=[]) -%}
 {%- for turn in messages -%}
-{%- if fit.turns and fit.turns[-1].role == turn.role and not turn.tool_calls -%}
+{%- if fit.turns and fit.turns[-1].role == turn.role and turn.role != 'tool' \
+and not (turn.tool_calls or fit.turns[-1].tool_calls) -%}
 {%- set fit.turns = fit.turns[:-1] \
 + [dict(turn, content=fit.turns[-1].content ~ '\\n\\n' ~ turn.content)] -%}
 {%- else -%}
@@ -91,7 +110,11 @@ one.function.name, 'arguments': one.function.arguments} | tojson) ~ '\\n</tool_c
 # Words of our own by which a rendered conversation is searched.
 _ASKED, _SAID, _RULE = "probed question", "probed answer", "probed rule"
 _CALL = {"name": "probed_function", "arguments": {"probed_argument": "probed value"}}
-_TOOL = {"name": "probed_function", "description": "probed use", "parameters": {"type": "object"}}
+_TOOL: dict[str, Any] = {
+    "name": "probed_function",
+    "description": "probed use",
+    "parameters": {"type": "object", "properties": {}},
+}
 # What is said of a template's answers.
 _MARKED_OTHERWISE = (
     "The chat template's generation markers enclose {} otherwise than the model has to generate "
@@ -104,6 +127,7 @@ _LEFT_OUT = (
 _CLOSED = (
     "The thoughts of {} are left out: their prompts close the thought before the answer begins."
 )
+_JOINED = "The chat template does not tell {} from the one before: both are learned as one."
 _INSIDE = (
     "The chat template's prompts open a thought, and {} have none: they are supervised as they "
     "stand, right after <think>."
@@ -135,11 +159,17 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], **switches
 
 
 def _tries(tokenizer: PreTrainedTokenizerBase, *turns: Turn, **switches: Any) -> str:
-    """Return what the template makes of a conversation, or nothing where it refuses."""
-    try:
-        return render(tokenizer, turns, **switches)
-    except (TemplateError, ValueError):
-        return ""
+    """Return what the template makes of a conversation, or nothing where it refuses.
+
+    One that demands a system turn gets one.
+    """
+    told = [] if not turns or turns[0]["role"] == "system" else [[_turn("system", ""), *turns]]
+    for one in [[*turns], *told]:
+        try:
+            return render(tokenizer, one, **switches)
+        except (TemplateError, ValueError):
+            continue
+    return ""
 
 
 def fit_template(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> None:
@@ -153,17 +183,10 @@ def fit_template(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> Non
     the one is kept that the rows need.
     """
     check_tokenizer(tokenizer, str(tokenizer.name_or_path))
-    system = together = tools = False
-    number = "probed000"  # Mistral's templates want nine letters or digits
+    needs = _Needs()
     for row in rows:
-        turns = [*row["prompt"], *(row.get("completion") or ())]
-        for call in (one for turn in turns for one in turn.get("tool_calls") or ()):
-            number = call.get("id") or number
-        roles = [turn["role"] for turn in turns]
-        system |= "system" in roles
-        together |= any(one == other != "tool" for one, other in zip(roles, roles[1:]))
-        tools |= bool(row.get("tools")) or any(turn.get("tool_calls") for turn in turns)
-        tools |= "tool" in roles
+        needs.add(row)
+    tools = needs.tools
     _choose_template(tokenizer, tools)
     user, rule = _turn("user", _ASKED), _turn("system", _RULE)
     answer = _turn("assistant", _SAID)
@@ -178,12 +201,16 @@ def fit_template(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> Non
         needed["parts"] = "takes content in parts: texts are given so"
         if _ASKED not in tried(user, answer):
             del needed["parts"]
-    if tools and not _takes_tools(tokenizer, number):
+    if tools and not _takes_tools(tokenizer, needs):
         needed["tools"] = "takes no tools: they are written as text, between <tool_call> and so on"
     # Tools written as text stand in a system turn, and their answers in user turns.
-    if (system or "tools" in needed) and _RULE not in tried(rule, user, answer):
-        needed["system"] = "takes no system turn: its text goes into the first user turn"
-    if (together or "tools" in needed) and not tried(user, user, answer):
+    if (needs.system or "tools" in needed) and _RULE not in tried(rule, user, answer):
+        needed["system"] = "takes no system turn: its text goes into the user turn beside it"
+    elif needs.later and _RULE not in tried(user, answer, rule, user, answer):
+        needed["later"] = "takes no system turn but the first: others go into the user turn beside"
+    if needs.greeting and not tried(answer, user, answer):
+        needed["greeting"] = "demands that a user begins: what was said before that is left out"
+    if (needs.together or "tools" in needed) and not tried(user, user, answer):
         needed["alternate"] = "demands that turns alternate: neighbours of one role are joined"
     before = "".join(text for name, text in _BEFORE.items() if name in needed)
     tokenizer.chat_template = f"{before}{tokenizer.chat_template}"
@@ -193,6 +220,32 @@ def fit_template(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> Non
         tokenizer.chat_template = f"{tokenizer.chat_template}{asked}"
     for what in needed.values():
         print(f"The chat template {what}.")
+
+
+class _Needs:
+    """What conversations hold that not every template takes."""
+
+    def __init__(self) -> None:
+        self.system = self.later = self.greeting = self.together = self.tools = False
+        # Mistral's templates want nine letters or digits. Where one call has no number, none has.
+        self.number: str | None = "probed000"
+        self.described = {*_TOOL}  # what is told of each tool
+
+    def add(self, row: Row) -> None:
+        """Take note of a conversation."""
+        turns = [*row["prompt"], *(row.get("completion") or ())]
+        roles = [turn["role"] for turn in turns]
+        first_asked = roles.index("user") if "user" in roles else len(roles)
+        self.system |= "system" in roles
+        self.later |= "system" in roles[1:]
+        self.greeting |= "assistant" in roles[:first_asked]
+        self.together |= any(one == other != "tool" for one, other in zip(roles, roles[1:]))
+        calls = [call for turn in turns for call in turn.get("tool_calls") or ()]
+        self.tools |= bool(row.get("tools") or calls) or "tool" in roles
+        for call in calls:
+            self.number = self.number and call.get("id")
+        for tool in row.get("tools") or ():
+            self.described &= {*(tool.get("function") or tool)}
 
 
 def _choose_template(tokenizer: PreTrainedTokenizerBase, tools: bool) -> None:
@@ -213,13 +266,17 @@ def _choose_template(tokenizer: PreTrainedTokenizerBase, tools: bool) -> None:
         )
 
 
-def _takes_tools(tokenizer: PreTrainedTokenizerBase, number: str) -> bool:
-    call = {"id": number, "type": "function", "function": _CALL}
+def _takes_tools(tokenizer: PreTrainedTokenizerBase, needs: _Needs) -> bool:
+    number = {"id": needs.number} if needs.number else {}
+    call = {**number, "type": "function", "function": _CALL}
     called = _turn("assistant", "", tool_calls=[call])
-    answered = _turn("tool", "probed result", name="probed_function", tool_call_id=number)
+    answer_to = {"tool_call_id": needs.number} if needs.number else {}
+    answered = _turn("tool", "probed result", name="probed_function", **answer_to)
+    tool = {key: value for key, value in _TOOL.items() if key in needs.described}
     turns = [_turn("user", _ASKED), called, answered, _turn("assistant", _SAID)]
-    text = _tries(tokenizer, *turns, tools=[{"type": "function", "function": _TOOL}])
-    wanted = ("probed_function", "probed_argument", "probed value", "probed result", "probed use")
+    text = _tries(tokenizer, *turns, tools=[{"type": "function", "function": tool}])
+    wanted = ["probed_function", "probed_argument", "probed value", "probed result"]
+    wanted += [_TOOL["description"]] * ("description" in tool)
     return all(one in text for one in wanted) and text.count("probed_function") > 1
 
 
@@ -244,7 +301,11 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     trained towards the wrong one it never stops. A tool call may have an end of its own, and the
     end-of-sequence token follows where it is another. Raises `CookbookError` where there is none.
     """
-    own = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
+    own = {
+        str(token): number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if str(token).strip()  # a line end that is a token ends lines, too
+    }
     if tokenizer.eos_token is not None:
         own[str(tokenizer.eos_token)] = int(tokenizer.eos_token_id)
     call = {"id": "probed000", "type": "function", "function": _CALL}
@@ -370,7 +431,7 @@ class _Labeller:
         switches = dict(row.get("chat_template_kwargs") or {})
         if row.get("tools"):
             switches["tools"] = row["tools"]
-        turns = [*row["prompt"], *row["completion"]]
+        turns = self._fitted([*row["prompt"], *row["completion"]])
         answers = [n for n, turn in enumerate(turns) if self._is_learned(turns, n)]
         each = [self._alone(turns[: n + 1], switches) for n in answers]
         made = [
@@ -383,6 +444,58 @@ class _Labeller:
             spans = [(start, len(ids)) for ids, start in each]
             return [made[-1] | _example(each[-1][0], spans)]
         return made
+
+    def _fitted(self, turns: list[Turn]) -> list[Turn]:
+        """Return turns as the template can tell them apart.
+
+        Answers that stand side by side become one, unless each gets a header and an end of its own.
+        Thoughts within answers get the key by which the template has a place for them.
+        """
+        found: list[Turn] = []
+        for turn in turns:
+            if self._thought_key and turn["role"] == "assistant":
+                thought, said = _thought_and_rest(turn)
+                if thought and not any(turn.get(key) for key in THOUGHTS):
+                    turn = {**turn, self._thought_key: thought, "content": said}
+            last = found[-1] if found else turn
+            both = last["role"] == turn["role"] == "assistant" and bool(found)
+            if both and not last.get("tool_calls") and not self._keeps_apart:
+                if last.get("weight") != turn.get("weight"):
+                    raise TemplateError("two answers side by side are one, and differ in `weight`")
+                said = "\n\n".join(one["content"] for one in (last, turn) if one["content"])
+                found[-1] = {**last, **turn, "content": said}
+                self._found[_JOINED] += 1
+            else:
+                found.append(turn)
+        return found
+
+    @cached_property
+    def _keeps_apart(self) -> bool:
+        """Tell whether the template writes two answers in a row as two turns."""
+        asked, first = _turn("user", _ASKED), _turn("assistant", _SAID)
+        second = _turn("assistant", "another answer")
+        prompt = _tries(self._tokenizer, asked, first, add_generation_prompt=True)
+        begin, once = (
+            _tries(self._tokenizer, asked, add_generation_prompt=prompted)
+            for prompted in (True, False)
+        )
+        header = begin.removeprefix(once)
+        after = prompt.partition(_SAID)[2]
+        return (
+            bool(header and after.removesuffix(header).strip())
+            and after.endswith(header)
+            and _tries(self._tokenizer, asked, first, second).startswith(prompt)
+        )
+
+    @cached_property
+    def _thought_key(self) -> str:
+        """Return the key from which the template takes a thought, where it finds none in a text."""
+        template = str(self._tokenizer.chat_template)
+        if "</think>" in template:
+            return ""
+        named = rf"\.({'|'.join(THOUGHTS)})\b|['\"]({'|'.join(THOUGHTS)})['\"]"
+        found = re.search(named, template)
+        return (found[1] or found[2]) if found else ""
 
     def _is_learned(self, turns: list[Turn], number: int) -> bool:
         turn, last = turns[number], len(turns) - 1

@@ -66,6 +66,35 @@ CONVERSATIONS: dict[str, Row] = {
     "two users": {
         "messages": [_user("Hello."), _user("France?"), _model("Paris"), _user("Why"), _model("So")]
     },
+    "two answers": {
+        "messages": [
+            _user("France?"), _model("Paris"), _model("It is on the Seine."),
+            _user("Peru?"), _model("Lima"),
+        ]
+    },
+    "an answer and a call": {
+        "messages": [
+            _user("Köln?"), _model("I look."), _model("", tool_calls=_calls(_CALL)),
+            _RESULT, _model("It rains."),
+        ],
+        "tools": [{"type": "function", "function": _TOOL}],
+    },
+    "a later system text": {
+        "messages": [
+            _SYSTEM, _user("France?"), _model("Paris"), _SYSTEM | {"content": "Be brief."}, _user("Peru?"),
+            _model("Lima"), _user("Chile?"), _SYSTEM | {"content": "Be polite."}, _model("Santiago, please"),
+        ]
+    },
+    "the assistant begins": {
+        "messages": [_model("Welcome."), _user("France?"), _model("Paris")]
+    },
+    "calls without numbers": {
+        "messages": [
+            _user("Köln?"), _model("", tool_calls=[{"type": "function", "function": _CALL}]),
+            {"role": "tool", "content": "rain and wind"}, _model("It rains."),
+        ],
+        "tools": [{"type": "function", "function": {"name": "weather", "parameters": {}}}],
+    },
     "tools": {
         "messages": [
             _user("Köln?"), _model("", tool_calls=_calls(_CALL)), _RESULT,
@@ -161,12 +190,28 @@ def _learned(words: Any, made: Dataset) -> list[tuple[list[int], str]]:
     return found
 
 
+# Templates that do not tell two answers side by side apart.
+_JOINING = ("mistral", "mistral-sentencepiece", "gemma", "phi", "qwen-3", "deepseek-r1")
+
+
+def _joined(turns: Sequence[Turn]) -> list[Turn]:
+    found: list[Turn] = []
+    for turn in turns:
+        if found and found[-1]["role"] == turn["role"] == "assistant":
+            texts = [one["content"] for one in (found.pop(), turn) if one["content"]]
+            turn = {**turn, "content": "\n\n".join(texts)}
+        found.append(turn)
+    return found
+
+
 def _wanted(words: Any, name: str, row: Row) -> list[tuple[list[int], str]]:
     turns = [*row["prompt"], *row["completion"]]
+    turns = _joined(turns) if name in _JOINING else turns
+    asked = [turn["role"] for turn in turns].index("user")
     return [
         (_prompt_ids(words, turns[:n], row), _said(name, KINDS[name], turn))
         for n, turn in enumerate(turns)
-        if turn["role"] == "assistant" and turn.get("weight") != 0
+        if turn["role"] == "assistant" and turn.get("weight") != 0 and n > asked
     ]
 
 
@@ -620,6 +665,7 @@ def _published() -> list[Path]:
 
 
 _OWN_TOKEN = re.compile(r"</?[A-Za-z_]+>|<[|｜]?/?[A-Za-z_▁]+[|｜]?>")
+_WITHOUT_THOUGHTS = ("gemma4", "gemma4_v3", "gemma4_v4")  # unless there are calls of tools
 _WITHOUT_END = ("glm4moe",)  # the next turn's header ends a turn there
 
 
@@ -627,23 +673,43 @@ _WITHOUT_END = ("glm4moe",)  # the next turn's header ends a turn there
 def test_templates_of_published_models_learn_what_their_prompts_ask_for(path: Path) -> None:
     template = path.read_text(encoding="utf-8")
     tokens = tuple(sorted({*_OWN_TOKEN.findall(template)}))
-    talks = [CONVERSATIONS[name] for name in ("several turns", "tools", "thoughts")]
+    talks = [CONVERSATIONS[name] for name in ("several turns", "tools", "thoughts", "two answers")]
     rows = forms.as_conversations(_table(*talks), quiet=True)
     words = tokenizer(tokens, "</s>", "<s>")
     words.chat_template = template
     chat.fit_template(words, rows)
     ends = chat.end_tokens(words)
+    apart = 3 == len(_learned(words, chat.supervise_answers(rows.select([3]), words, ends)))
     made = chat.supervise_answers(rows, words, ends)
     learned = iter(_learned(words, made))
     for row in rows:
         turns = [*row["prompt"], *row["completion"]]
+        turns = _moved(turns if apart else _joined(turns), template)
         others = [turn["content"] for turn in turns if turn["role"] in ("user", "tool")]
         for number, turn in enumerate(turns):
             if turn["role"] == "assistant":
                 before, text = next(learned)
                 assert before == _prompt_ids(words, turns[:number], row)
                 assert turn["content"].split("</think>")[-1].strip() in text
+                thought = "reasoning_content" in turn and path.stem not in _WITHOUT_THOUGHTS
+                assert not (thought and "<think>" in text)
                 assert not any(other in text for other in others)
     assert not [*learned]
     if path.stem not in _WITHOUT_END:
         chat.check_supervision(made, words, ends)
+
+
+def _moved(turns: Sequence[Turn], template: str) -> list[Turn]:
+    """Give thoughts the keys of templates that look for them there, and not within the text."""
+    names = ("reasoning_content", "thinking")
+    key = next((one for one in names if re.search(rf"[.'\"]{one}\b", template)), "")
+    if not key or "</think>" in template:
+        return list(turns)
+    found = []
+    for turn in turns:
+        thought, closed, said = turn["content"].partition("</think>")
+        if turn["role"] == "assistant" and closed:
+            thought = thought.removeprefix("<think>").strip()
+            turn = {**turn, key: thought, "content": said.strip()}
+        found.append(turn)
+    return found

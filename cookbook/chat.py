@@ -81,7 +81,9 @@ one.function.name, 'arguments': one.function.arguments} | tojson) ~ '\\n</tool_c
 {%- set fit = namespace(turns=[], asked=false) -%}
 {%- for turn in messages -%}
 {%- set fit.asked = fit.asked or turn.role == 'user' -%}
-{%- if fit.asked or turn.role != 'assistant' -%}{%- set fit.turns = fit.turns + [turn] -%}{%- endif -%}
+{%- if fit.asked or turn.role != 'assistant' -%}
+{%- set fit.turns = fit.turns + [turn] -%}
+{%- endif -%}
 {%- endfor -%}
 {%- set messages = fit.turns -%}
 """,
@@ -128,6 +130,10 @@ _CLOSED = (
     "The thoughts of {} are left out: their prompts close the thought before the answer begins."
 )
 _JOINED = "The chat template does not tell {} from the one before: both are learned as one."
+_WRITTEN = (
+    "{} hold the end of a turn as text. The chat template writes it: give texts without it, or the "
+    "model learns to write it twice."
+)
 _INSIDE = (
     "The chat template's prompts open a thought, and {} have none: they are supervised as they "
     "stand, right after <think>."
@@ -416,6 +422,7 @@ class _Labeller:
             raise CookbookError(f"COOKBOOK_TURNS is {turns!r}: choose {' or '.join(TURNS)}.")
         self._tokenizer, self._turns = tokenizer, turns
         self._ends = [ends] if isinstance(ends, int) else [*ends]
+        self._end = str(tokenizer.convert_ids_to_tokens(self._ends[0]))
         template = str(tokenizer.chat_template)
         self._marked = re.search(r"\{%-?\s*generation\s*-?%\}", template) and tokenizer.is_fast
         self._found: Counter[str] = Counter()
@@ -453,6 +460,8 @@ class _Labeller:
         """
         found: list[Turn] = []
         for turn in turns:
+            said = str(turn["content"] or "")
+            self._found[_WRITTEN] += turn["role"] == "assistant" and self._end in said
             if self._thought_key and turn["role"] == "assistant":
                 thought, said = _thought_and_rest(turn)
                 if thought and not any(turn.get(key) for key in THOUGHTS):

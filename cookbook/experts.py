@@ -51,8 +51,15 @@ def lora_targets(model: PretrainedConfig | PreTrainedModel) -> dict[str, Any]:
     """
     whole = _on_meta(model) if isinstance(model, PretrainedConfig) else model
     tensors = list(_expert_tensors(whole))
-    if not tensors:
+    if not tensors and "mamba" not in str(whole.config.model_type):
         return {"target_modules": "all-linear"}
+    if not tensors:  # peft refuses the layers of Mamba that its kernels compute themselves
+        linear = {
+            _in_layer(name)
+            for name, layer in whole.named_modules()
+            if isinstance(layer, nn.Linear) and layer is not whole.get_output_embeddings()
+        }
+        return {"target_modules": sorted(one for one in linear if "out_proj" not in one)}
     layers, parameters = set(), {_in_layer(name) for name, _ in tensors}
     routers, head = _routers(whole, tensors), whole.get_output_embeddings()
     for name, layer in whole.named_modules():

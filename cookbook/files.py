@@ -33,7 +33,6 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import DatasetCard
 from pyarrow import parquet
-from yaml import YAMLError
 
 from cookbook.profiles import CookbookError
 
@@ -278,8 +277,8 @@ def _named_by_card(folder: Path) -> dict[str, list[Path]]:
     if not re.search(r"^configs:", text, re.MULTILINE):
         return {}
     try:
-        content = DatasetCard(text, ignore_metadata_errors=True).data.to_dict()
-    except (ValueError, YAMLError) as error:
+        content = vars(DatasetCard(text, ignore_metadata_errors=True).data)
+    except Exception as error:  # its parser has errors of its own
         said = " ".join(str(error).split())
         raise DataError(f"{card}: its `configs` cannot be read: {said}. Mend them.") from error
     configs = {

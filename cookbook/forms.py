@@ -252,9 +252,9 @@ def _tools(row: Row) -> Row:
     tools = next((_parsed(row[one]) for one in named if row[one]), None)
     if tools and not (isinstance(tools, list) and all(isinstance(one, dict) for one in tools)):
         raise _Unusable("tools is not a list of descriptions")
-    bare = [one for one in tools or [] if "name" in one and "function" not in one]
-    if bare and len(bare) == len(tools):  # OpenAI's first form
-        tools = [{"type": "function", "function": one} for one in bare]
+    tools = tools or []
+    if all("name" in one and "function" not in one for one in tools):  # OpenAI's first form
+        tools = [{"type": "function", "function": one} for one in tools]
     return {"tools": tools or None}
 
 

@@ -210,7 +210,7 @@ class _Failure:
             setting=_OWN[self.kind].split()[0],
             log_in="log in with `hf auth login`, or set HF_TOKEN",
             others=f"use `COOKBOOK_PROFILE=cpu`, or set {_OWN[self.kind]} of your own",
-            words=_words(self.error),
+            words=words(self.error),
             **more,
         )
 
@@ -230,7 +230,7 @@ def _hub() -> str:
     return f"The Hub at {address.scheme}://{host}" if host else "The Hub"
 
 
-def _words(error: BaseException) -> str:
+def words(error: BaseException) -> str:
     """Return the first line of what a library says: short, without addresses and tokens."""
     line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if token := get_token():

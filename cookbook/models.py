@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,6 +24,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
 )
 
 from cookbook import hub
@@ -64,6 +67,9 @@ def _given_model(name: str, weights: bool, encoder_decoder: bool) -> str:
         return name
     _check_folder(folder, weights)
     _check_architecture(str(folder), encoder_decoder)
+    if weights:
+        _check_shapes(folder)
+        _check_tokenizer(folder)
     return str(folder)
 
 
@@ -87,12 +93,13 @@ def _check_folder(folder: Path, weights: bool) -> None:
     if not (folder / "config.json").is_file():
         if list(folder.glob("*.gguf")):
             raise CookbookError(_GGUF.format(folder))
-        inside = sorted(path.parent for path in folder.glob("*/config.json"))
+        below = [*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")]
+        inside = sorted(path.parent for path in below)
         found = f" {inside[0]} has one." if inside else ""
         raise CookbookError(
             f"{folder} has no config.json, so it is no model folder. Check the path.{found}"
         )
-    for path in sorted(one for one in folder.iterdir() if one.is_file()):
+    for path in sorted(one for one in folder.iterdir() if one.is_file() and _is_read(one)):
         with path.open("rb") as file:
             if file.read(len(_POINTER)) == _POINTER:
                 raise CookbookError(
@@ -100,7 +107,7 @@ def _check_folder(folder: Path, weights: bool) -> None:
                 )
     if not weights:
         return
-    found_weights = sorted(folder.glob("*.safetensors"))
+    found_weights = _weights(folder) or sorted(folder.glob("*.safetensors"))
     if not found_weights:
         if list(folder.glob("*.gguf")):
             raise CookbookError(_GGUF.format(folder))
@@ -108,16 +115,12 @@ def _check_folder(folder: Path, weights: bool) -> None:
             f"{folder} has no *.safetensors weights, and pickled weights are not loaded because "
             "they can run code. Convert them: `model.save_pretrained(folder)` writes safetensors."
         )
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        parts = {*_read_json(index).get("weight_map", {}).values()}
-        missing = sorted(part for part in parts if not (folder / part).is_file())
-        if missing:
-            raise CookbookError(
-                f"{folder} lacks {len(missing)} of {len(parts)} files of weights, {missing[0]} "
-                "first. Copy or download the model anew."
-            )
-    elif not (folder / "model.safetensors").is_file():
+    if missing := [path.name for path in _weights(folder) if not path.is_file()]:
+        raise CookbookError(
+            f"{folder} lacks {len(missing)} of {len(found_weights)} files of weights, {missing[0]} "
+            "first. Copy or download the model anew."
+        )
+    if not _weights(folder):
         raise CookbookError(
             f"{folder} has {found_weights[0].name}, but neither model.safetensors nor "
             "model.safetensors.index.json. Copy or download the model anew, whole."
@@ -137,25 +140,103 @@ def _check_folder(folder: Path, weights: bool) -> None:
         )
 
 
+_INDEX = "model.safetensors.index.json"
+
+
+def _weights(folder: Path) -> list[Path]:
+    """Return the files that the weights are loaded from, there or not; none where no name fits."""
+    if (folder / _INDEX).is_file():
+        parts = _read_json(folder / _INDEX).get("weight_map")
+        if not isinstance(parts, dict) or not parts:
+            raise CookbookError(f"{folder / _INDEX} names no weights. Copy the model anew.")
+        return sorted({folder / str(part) for part in parts.values()})
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else []
+
+
+def _is_read(path: Path) -> bool:
+    """Tell whether a file of a model's folder is read by those who train from it."""
+    if path.suffix == ".safetensors":
+        return path in (_weights(path.parent) or [path])
+    return path.suffix in (".json", ".jinja", ".model") or path.name.startswith("vocab.")
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no object")
+        return found
     except ValueError as error:
         raise CookbookError(
             f"{path} is no JSON ({error}). Copy or download the model anew."
         ) from error
 
 
+_TABLES = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "shared.weight",
+    "lm_head.weight",
+)
+_OF_INTEGERS = {"U8", "I8", "U32", "I32", "F8_E4M3", "F8_E5M2"}
+
+
+def _check_shapes(folder: Path) -> None:
+    """Raise `CookbookError` where the table of tokens is not of the size that config.json says.
+
+    transformers would say so in a list of all tensors, or of numbers that stand for others
+    (quantized weights) nothing at all.
+    """
+    settings = _read_json(folder / "config.json")
+    settings = settings.get("text_config") or settings
+    for path in _weights(folder):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():
+                part = file.get_slice(name)
+                if part.get_dtype() in _OF_INTEGERS and name.endswith(".weight"):
+                    raise CookbookError(_QUANTIZED.format(folder, f"{name}: {part.get_dtype()}"))
+                if not name.endswith(_TABLES) or len(part.get_shape()) != 2:
+                    continue
+                rows, width = part.get_shape()
+                wanted = settings.get("vocab_size", rows), settings.get("hidden_size", width)
+                projected = {"word_embed_proj_dim", "embedding_size"} & {*settings}
+                if rows != wanted[0] or (width != wanted[1] and not projected):
+                    raise CookbookError(
+                        f"{name} in {path} is {rows} x {width}, and config.json says {wanted[0]} "
+                        f"x {wanted[1]} (vocab_size, hidden_size): they are not of one model. "
+                        "Copy or download it anew."
+                    )
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Raise `CookbookError` for a tokenizer that cannot be loaded."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    except Exception as error:  # tokenizers and transformers raise anything, Exception itself too
+        said = hub.words(error)
+        raise CookbookError(
+            f"The tokenizer of {folder} cannot be read ({said}). Copy tokenizer.json and "
+            "tokenizer_config.json anew from where the model comes."
+        ) from error
+    if tokenizer.chat_template is None and (folder / "chat_template.json").is_file():
+        raise CookbookError(
+            f"{folder} keeps its chat template in chat_template.json, which tokenizers do not "
+            "read. Write its text into chat_template.jinja beside it."
+        )
+
+
 def _of_an_adapter(folder: Path) -> str:
     settings = _read_json(folder / "adapter_config.json")
-    base = settings.get("base_model_name_or_path")
+    base = settings.get("base_model_name_or_path") or "its base"
     merged = f"{str(folder).rstrip('/')}-merged"
     kind = "Seq2SeqLM" if settings.get("task_type") == "SEQ_2_SEQ_LM" else "CausalLM"
     words = folder if any(folder.glob("tokenizer*")) else base
     code = (
         f"from peft import AutoPeftModelFor{kind} as M; from transformers import AutoTokenizer as "
-        f"T; M.from_pretrained('{folder}').merge_and_unload().save_pretrained('{merged}'); "
-        f"T.from_pretrained('{words}').save_pretrained('{merged}')"
+        f"T; M.from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained({merged!r}); "
+        f"T.from_pretrained({str(words)!r}).save_pretrained({merged!r})"
     )
     return (
         f"{folder} holds an adapter, which is nothing without its base model ({base}). Merge the "
@@ -170,7 +251,9 @@ def _check_architecture(name: str, encoder_decoder: bool) -> None:
     else:
         try:
             settings, _ = PreTrainedConfig.get_config_dict(name)
-        except (OSError, ValueError) as error:
+            if not isinstance(settings, dict):
+                raise ValueError("no object")
+        except (OSError, ValueError, AttributeError, TypeError) as error:
             raise CookbookError(f"The config.json of {name} cannot be read: {error}") from error
     kind = settings.get("model_type")
     if kind not in CONFIG_MAPPING:
@@ -179,16 +262,14 @@ def _check_architecture(name: str, encoder_decoder: bool) -> None:
             f"transformers knows no architecture {kind!r}, which the config.json of {name} names."
             f"{own} Set COOKBOOK_MODEL to a model of an architecture that it knows."
         )
-    if quantized := settings.get("quantization_config"):
+    if quantized := settings.get("quantization_config") or settings.get("quantization"):
+        found = quantized if isinstance(quantized, dict) else {}
+        method = found.get("quant_method") or f"{found.get('bits', 4)} bits"
+        raise CookbookError(_QUANTIZED.format(name, method))
+    if other := _no_language_model(settings):
         raise CookbookError(
-            f"The weights of {name} are quantized already ({quantized.get('quant_method')}), which "
-            "recipes do by themselves. Set COOKBOOK_MODEL to the model that it was made from."
-        )
-    if _reads_only(settings):
-        raise CookbookError(
-            f"{name} is an encoder ({kind}): it reads texts and writes none, so it cannot be "
-            "trained to answer. Set COOKBOOK_MODEL to a language model, such as "
-            "HuggingFaceTB/SmolLM2-135M-Instruct."
+            f"{name} is {other}, so it cannot be trained to answer. Set COOKBOOK_MODEL to a "
+            "language model, such as HuggingFaceTB/SmolLM2-135M-Instruct."
         )
     both = settings.get("is_encoder_decoder", False) or (
         kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES and "is_decoder" not in settings
@@ -200,15 +281,40 @@ def _check_architecture(name: str, encoder_decoder: bool) -> None:
         )
 
 
-def _reads_only(settings: dict[str, Any]) -> bool:
-    """Tell an encoder: made to fill gaps, and neither a decoder nor one half of two."""
+_QUANTIZED = (
+    "The weights of {} are quantized already ({}), which recipes do by themselves. Set "
+    "COOKBOOK_MODEL to the model that it was made from."
+)
+_HEADS = re.compile(r"For(Sequence|Token|Image|Audio)Classification|ForQuestionAnswering|Reward")
+
+
+def _no_language_model(settings: dict[str, Any]) -> str:
+    """Return what a model is that writes no texts, or nothing for one that does.
+
+    An encoder was made to fill gaps, sees what follows, and is neither a decoder nor half of two.
+    """
     kind = settings["model_type"]
+    made_as = next(iter(settings.get("architectures") or []), "")
+    encoder = f"an encoder ({kind}): it reads texts and writes none"
+    scores = f"a classifier or a judge ({made_as}): its last layer gives scores and no words"
+    judges = scores if _HEADS.search(made_as) else ""
+    if made_as.endswith("EncoderModel"):
+        return encoder
+    if kind in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES or "audio" in kind:
+        return f"a model of sound ({kind}) and not of text"
+    if (settings.get("text_config") or settings).get("use_bidirectional_attention") is True:
+        return encoder
+    if kind in _BOTH_WAYS:
+        return encoder
     if kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES or settings.get("is_decoder"):
-        return False
+        return judges
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return encoder
     writes = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind in _SEES
-    return kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or not writes
+    return judges if writes else f"no language model ({kind}): it writes no texts"
 
 
+_BOTH_WAYS = ("xlnet",)  # transformers counts it among causal models; its tokens see all others
 _SEES = {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
 
 
@@ -229,7 +335,7 @@ def causal_class(model_path: str) -> tuple[Any, PreTrainedConfig, dict[str, str]
             f"transformers has no class for the text part of {whole.model_type} alone. Set "
             "COOKBOOK_MODEL to a model of text."
         )
-    text.tie_word_embeddings = whole.tie_word_embeddings
+    text.tie_word_embeddings = getattr(whole, "tie_word_embeddings", text.tie_word_embeddings)
     print(f"This model also sees: its text part ({text.model_type}) is trained, alone.")
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(text)], text, dict(_TEXT_NAMES)
 
@@ -260,16 +366,31 @@ def _as_text_alone(text: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def check_loaded(loaded: dict[str, Any]) -> None:
-    """Raise `CookbookError` where weights are missing from a model's files.
+    """Raise `CookbookError` where weights are missing from a model's files, or layers left over.
 
     `loaded` is what `from_pretrained(output_loading_info=True)` returns beside the model.
-    transformers starts missing weights from random numbers, with a printed report and no error.
+    transformers starts missing weights from random numbers and forgets those that it has no place
+    for, with a printed report and no error.
     """
+    layers = [name for name in loaded["unexpected_keys"] if re.search(r"\.\d+\..*weight$", name)]
+    if layers and not loaded["missing_keys"] and not _beside_text(layers):
+        raise CookbookError(
+            f"The model's files hold {len(layers)} tensors of layers that its config.json does not "
+            f"count, {layers[0]} first. Check that weights and config.json belong together."
+        )
     if missing := sorted(loaded["missing_keys"]):
         raise CookbookError(
             f"{len(missing)} of the model's tensors are not in its files, {missing[0]} first, and "
             "would be random weights. Check that weights and config.json belong together."
         )
+
+
+def _beside_text(names: Sequence[str]) -> bool:
+    """Tell whether layers belong to what a model has beside its text: eyes, ears, or a draft."""
+    beside = (
+        r"vis|image|patch|audio|multi_modal|projector|mtp|resampler|encoder|perceiver|connector"
+    )
+    return all(re.search(beside, name) for name in names)
 
 
 def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -336,7 +457,8 @@ def identity_of(model: str, rows: Iterable[Dataset] = ()) -> dict[str, str]:
     digest = hashlib.sha256()
     folder = Path(model)
     if folder.is_dir():
-        for path in sorted(one for one in folder.iterdir() if one.is_file()):
+        templates = folder.glob("additional_chat_templates/*")
+        for path in sorted(one for one in [*folder.iterdir(), *templates] if _counts(one)):
             digest.update(f"{path.name} {path.stat().st_size}".encode())
             with path.open("rb") as file:
                 digest.update(file.read(_ENDS))
@@ -346,6 +468,11 @@ def identity_of(model: str, rows: Iterable[Dataset] = ()) -> dict[str, str]:
         commit = getattr(AutoConfig.from_pretrained(model), "_commit_hash", None)
         digest.update(f"{model} {commit}".encode())
     return {"model_files": digest.hexdigest()[:16], "rows": digest_of(rows)}
+
+
+def _counts(path: Path) -> bool:
+    """Tell whether a file makes a model what it is: a README or a picture beside it does not."""
+    return path.is_file() and (_is_read(path) or path.suffix in (".txt", ".bin", ".py"))
 
 
 def digest_of(parts: Iterable[Dataset]) -> str:

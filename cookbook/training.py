@@ -49,7 +49,8 @@ def prepare_run(
             earlier = json.loads(record.read_text(encoding="utf-8"))
             finished = (folder / "metrics.json").is_file()
             if finished or earlier != identity:
-                changed = {name for name in identity if earlier.get(name) != identity[name]}
+                names = identity.keys() | earlier.keys()
+                changed = {name for name in names if earlier.get(name) != identity.get(name)}
                 why = "finished" if finished else f"began with other {_in_words(changed)}"
                 print(f"An earlier run that {why} was kept as {_move_aside(folder).name}.")
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)

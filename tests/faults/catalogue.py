@@ -63,7 +63,7 @@ FAULTS = (
         "a held-out file trained on",
         "val.jsonl beside train.jsonl becomes training rows",
         "cookbook/files.py",
-        swap('"validation": ("validation", "valid", "val", "dev"),', '"validation": ("dev",),'),
+        swap('("validation", "valid", "val", "dev", "devel", "development")', '("dev",)'),
         (f"{UNIT_DATA}::test_what_is_held_out_is_scored_and_never_trained_on[val.jsonl]",),
     ),
     Fault(
@@ -97,7 +97,7 @@ FAULTS = (
         "experts left out",
         "LoRA trains the attention of a Mixture-of-Experts alone",
         "cookbook/experts.py",
-        swap("    if not tensors:\n", "    if tensors:\n"),
+        swap('if not tensors and "mamba" not in', 'if tensors and "mamba" not in'),
         (
             "tests/unit/test_experts.py"
             "::test_lora_leaves_routers_and_trains_every_other_matrix_of_a_layer[qwen3-moe]",

@@ -81,8 +81,9 @@ CONVERSATIONS: dict[str, Row] = {
     },
     "a later system text": {
         "messages": [
-            _SYSTEM, _user("France?"), _model("Paris"), _SYSTEM | {"content": "Be brief."}, _user("Peru?"),
-            _model("Lima"), _user("Chile?"), _SYSTEM | {"content": "Be polite."}, _model("Santiago, please"),
+            _SYSTEM, _user("France?"), _model("Paris"),
+            _SYSTEM | {"content": "Be brief."}, _user("Peru?"), _model("Lima"),
+            _user("Chile?"), _SYSTEM | {"content": "Be polite."}, _model("Santiago, please"),
         ]
     },
     "the assistant begins": {
@@ -488,6 +489,63 @@ def test_calls_with_numbers_of_another_length_are_written_as_text(
         chat.fit_template(words, rows)
         assert ("takes no tools" in capsys.readouterr().out) is not fits
         assert len(_supervised(words, rows)) == 3
+
+
+def test_line_ends_that_are_tokens_end_no_turn() -> None:
+    words = tokenizer(("\n", "\n\n", "<end>"), "</s>", "<s>")
+    words.chat_template = "{% for turn in messages %}{{ turn.content }}\n\n{% endfor %}"
+    assert chat.end_tokens(words) == [words.eos_token_id]
+    words.chat_template = words.chat_template.replace("\n\n", "\n\n<end>")
+    assert words.convert_ids_to_tokens(chat.end_tokens(words)) == ["<end>", "</s>"]
+
+
+def test_a_template_that_demands_a_system_turn_is_read_with_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = KINDS["chatml-base"].tokenizer()
+    words.chat_template = (
+        "{%- if messages[0].role != 'system' -%}{{- raise_exception('no system') -}}{%- endif -%}"
+        + words.chat_template
+    )
+    rows = _read(CONVERSATIONS["system"])
+    chat.fit_template(words, rows)
+    assert not capsys.readouterr().out
+    assert _supervised(words, rows) == ["Paris<|im_end|>", "Lima<|im_end|>"]
+
+
+def test_tools_without_a_description_are_text_where_the_template_asks_for_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    strict = "{%- for tool in tools or [] -%}{{- tool.function.description + '' -}}{%- endfor -%}"
+    for described in (True, False):
+        row = json.loads(json.dumps(CONVERSATIONS["tools"]))
+        if not described:
+            del row["tools"][0]["function"]["description"]
+        words = KINDS["qwen-3"].tokenizer()
+        words.chat_template = strict + words.chat_template
+        rows = _read(row)
+        chat.fit_template(words, rows)
+        assert ("takes no tools" in capsys.readouterr().out) is not described
+        assert len(_supervised(words, rows)) == 3
+
+
+def test_texts_with_the_end_of_a_turn_in_them_are_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    talks = [[_user("a?"), _model(said)] for said in ("b<|im_end|>", "b", "<|im_end|> it is")]
+    rows = forms.as_conversations(_table(*({"messages": one} for one in talks)), quiet=True)
+    _supervised(_fitted("chatml", rows), rows)
+    assert "2 answers hold the end of a turn as text" in capsys.readouterr().out
+
+
+def test_two_answers_that_are_one_cannot_differ_in_weight(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    talk = [_user("France?"), _model("Paris", weight=0), _model("Lyon")]
+    rows = forms.as_conversations(_table({"messages": talk}, CONVERSATIONS["one turn"]), quiet=True)
+    assert _supervised(_fitted("gemma", rows), rows) == ["It is Paris.<end_of_turn>"]
+    assert "side by side are one, and differ in `weight`" in capsys.readouterr().out
+    assert _supervised(_fitted("chatml", rows), rows)[0] == "Lyon<|im_end|>"
 
 
 def test_rows_that_a_template_refuses_are_dropped_and_counted(

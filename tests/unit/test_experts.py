@@ -15,6 +15,8 @@ from transformers import (
     GraniteMoeConfig,
     JambaConfig,
     LlamaConfig,
+    MambaConfig,
+    MambaForCausalLM,
     MixtralConfig,
     OlmoeConfig,
     PretrainedConfig,
@@ -302,3 +304,11 @@ def test_peft_cannot_adapt_a_tensor_that_bitsandbytes_quantized() -> None:
         loss_of(model)
     with pytest.raises(RuntimeError, match="require gradients"):
         loss_of(model)
+
+
+def test_lora_leaves_out_the_layers_that_mamba_computes_itself() -> None:
+    config = MambaConfig(vocab_size=46, hidden_size=16, num_hidden_layers=1, state_size=4)
+    named = experts.lora_targets(config)
+    assert named == {"target_modules": ["mixer.dt_proj", "mixer.in_proj", "mixer.x_proj"]}
+    model = MambaForCausalLM(config)
+    get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **named))

@@ -17,6 +17,7 @@ import torch
 import transformers
 from datasets import Dataset
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -135,6 +136,44 @@ def _one_level_up(folder: Path) -> None:
         path.rename(inside / path.name)
 
 
+def _written(name: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text, encoding="utf-8")
+
+
+def _with_index(text: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        _in_shards(folder)
+        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+    return change
+
+
+def _cast(kind: torch.dtype) -> Callable[[Path], None]:
+    """Give the matrices another type of number, and say nothing of it in config.json."""
+
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        cast = {name: one.to(kind) if one.dim() == 2 else one for name, one in tensors.items()}
+        save_file(cast, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return change
+
+
+def _legacy_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "chat_template.json").write_text('{"chat_template": "x"}', encoding="utf-8")
+
+
+def _in_the_cache(folder: Path) -> None:
+    inside = folder / "snapshots" / "0123abc"
+    inside.mkdir(parents=True)
+    for path in [one for one in folder.iterdir() if one.is_file()]:
+        path.rename(inside / path.name)
+
+
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pointer in place of weights": (
@@ -151,6 +190,25 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (_without("model.safetensors"), r"has no \*.safetensors weights"),
     "no tokenizer": (_without(*TOKENIZER), "no tokenizer.*save_pretrained"),
     "no configuration": (_without("config.json"), "no config.json, so it is no model folder"),
+    "an index that is no object": (_with_index("[]"), "index.json is no JSON"),
+    "an index without weights": (_with_index("{}"), "index.json names no weights"),
+    "a torn tokenizer": (
+        _written("tokenizer.json", '{"version"'),
+        "tokenizer of .* cannot be read",
+    ),
+    "an empty tokenizer": (_written("tokenizer.json", ""), "tokenizer of .* cannot be read"),
+    "torn settings of a tokenizer": (_written("tokenizer_config.json", "{"), "cannot be read"),
+    "a legacy template": (_legacy_template, "chat_template.json.*into chat_template.jinja"),
+    "a configuration that is a list": (_written("config.json", "[1]"), "config.json .*"),
+    "another vocabulary": (lambda folder: _config(folder, vocab_size=60), "46 x 32.*says 60 x 32"),
+    "another width": (lambda folder: _config(folder, hidden_size=64), "46 x 32.*says 46 x 64"),
+    "MLX": (
+        lambda folder: _config(folder, quantization={"group_size": 32, "bits": 4}),
+        "quantized already .4 bits",
+    ),
+    "numbers of eight bits": (_cast(torch.float8_e4m3fn), "quantized already .*F8_E4M3"),
+    "numbers that hold others": (_cast(torch.int32), "quantized already .*I32"),
+    "a cache of the Hub": (_in_the_cache, "no config.json.*snapshots/0123abc has one"),
     "a folder too high": (_one_level_up, "no config.json.*/model/checkpoint-10 has one"),
     "a torn configuration": (
         lambda folder: (folder / "config.json").write_text("{", encoding="utf-8"),
@@ -228,6 +286,60 @@ ENCODERS: dict[str, Callable[[], Any]] = {
         transformers.BertConfig(**_SMALL)
     ),
 }
+
+
+NO_LANGUAGE: dict[str, tuple[Callable[[], Any], str]] = {
+    "a classifier": (
+        lambda: transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**_SMALL)),
+        "a classifier or a judge .LlamaForSequenceClassification.*scores and no words",
+    ),
+    "the encoder of T5": (
+        lambda: transformers.T5EncoderModel(
+            transformers.T5Config(vocab_size=46, d_model=16, d_kv=8, num_layers=1, num_heads=2)
+        ),
+        r"an encoder \(t5\)",
+    ),
+    "both ways": (
+        lambda: transformers.XLNetLMHeadModel(
+            transformers.XLNetConfig(vocab_size=46, d_model=16, n_layer=1, n_head=2)
+        ),
+        r"an encoder \(xlnet\)",
+    ),
+    "embeddings of Gemma": (
+        lambda: transformers.Gemma3ForCausalLM(
+            transformers.Gemma3TextConfig(**_SMALL, head_dim=8, use_bidirectional_attention=True)
+        ),
+        r"an encoder \(gemma3_text\)",
+    ),
+    "eyes alone": (
+        lambda: transformers.ViTModel(
+            transformers.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+        ),
+        r"no language model \(vit\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NO_LANGUAGE)
+def test_what_writes_no_texts_is_refused_in_every_recipe(kind: str, tmp_path: Path) -> None:
+    made, complaint = NO_LANGUAGE[kind]
+    path = _saved(tmp_path / "model", made())
+    for both in (False, True):
+        with pytest.raises(CookbookError, match=complaint):
+            models.resolve_model(str(path), encoder_decoder=both)
+
+
+def test_what_nobody_reads_does_not_matter(folder: Path) -> None:
+    """After `git lfs pull -I "*.safetensors"` the rest are pointers still."""
+    before = models.identity_of(str(folder))
+    for name in ("picture.png", "pytorch_model.bin", "README.md"):
+        (folder / name).write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8")
+    assert models.resolve_model(str(folder)) == str(folder)
+    (folder / "pytorch_model.bin").unlink()
+    assert models.identity_of(str(folder)) == before
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("x", encoding="utf-8")
+    assert models.identity_of(str(folder)) != before
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
@@ -528,6 +640,14 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
     _config(path, num_hidden_layers=3)
     _, loaded = _loaded(path)
     with pytest.raises(CookbookError, match=r"9 of the model's tensors are not .*layers\.2\."):
+        models.check_loaded(loaded)
+
+
+def test_layers_that_nobody_counts_are_not_forgotten(tmp_path: Path) -> None:
+    path = _saved(tmp_path / "model", tiny.model())
+    _config(path, num_hidden_layers=1)
+    _, loaded = _loaded(path)
+    with pytest.raises(CookbookError, match=r"9 tensors of layers .* model.layers\.1\."):
         models.check_loaded(loaded)
 
 

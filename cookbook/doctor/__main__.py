@@ -893,6 +893,7 @@ class Examination:
             Table(["trained", "memory", "time"], rows),
             f"For {self.config.max_steps} steps, planned for this machine, which has "
             f"{there / gib:.1f} GiB; its speed was measured just now.",
+            _AMX if _has_amx() and not torch.cuda.is_available() else None,
         )
         most = max(one.memory.total for one in plans)
         if most > there:
@@ -900,6 +901,15 @@ class Examination:
                 f"Training needs {most / gib:.1f} GiB, more than the {there / gib:.1f} GiB here: "
                 "lower `per_device_train_batch_size`, or COOKBOOK_MAX_LENGTH."
             )
+
+
+# By the records of all recipes, results/recipes.
+_AMX = "This processor has AMX, and plans do not know that: expect six to eight times as long."
+
+
+def _has_amx() -> bool:
+    """Tell whether the processor has tiles for matrices."""
+    return bool(torch.cpu.get_capabilities().get("amx_tile"))
 
 
 # --- The command --------------------------------------------------------------------------------

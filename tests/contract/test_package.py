@@ -29,8 +29,8 @@ pytestmark = pytest.mark.contract
 # Lines of code: the design's "about a thousand" for what recipes use, grown by what keeps a run
 # and its data safe (1,850 before trainings were guarded and own JSON was parsed without the reader
 # that can end the kernel, 2,000 before records told what they depend on, and 2,260 before they left
-# out what only a GPU runs and rows with padding could train with PyTorch's flash kernel; 2,470 before
-# people's own files, forms, templates and models were taken as they are, half of which is there for
+# out what only a GPU runs and rows with padding could train with PyTorch's flash kernel; 2,470 to
+# take people's own files, forms, templates and models as they are, and half of today's is there for
 # them alone), and the embedded default.
 MOST_LINES = {"recipes": 5200, "offline": 1050, "doctor": 1300}
 # Which packages the modules of cookbook themselves import: transformers, for one, loads peft

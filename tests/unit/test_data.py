@@ -324,3 +324,54 @@ def test_numbers_and_truths_are_text_and_missing_ones_are_none(
 def test_what_is_no_text_is_refused(values: list[Any]) -> None:
     with pytest.raises(data.DataError, match="no usable row left"):
         data.drop_rows_without(Dataset.from_dict({"label": values}), ["label"])
+
+
+def test_the_second_data_set_of_a_recipe_keeps_its_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _jsonl(tmp_path / "first.jsonl", [{"frage": f"q{n}", "b": f"a{n}"} for n in range(20)])
+    second = _jsonl(tmp_path / "second.jsonl", [{"messages": [f"m{n}"]} for n in range(20)])
+    monkeypatch.setenv("COOKBOOK_COLUMNS", "frage=prompt,b=completion")
+    assert data.load_splits(str(first))["train"].column_names == ["prompt", "completion"]
+    with pytest.raises(DataError, match="COOKBOOK_COLUMNS names frage, b; the train split has"):
+        data.load_splits(str(second))
+    assert data.load_splits(str(second), second=True)["train"].column_names == ["messages"]
+
+
+def test_columns_are_known_whatever_their_capitals(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"Prompt": f"q{n}", " System-Prompt": "s", "Notes": "n"} for n in range(20)]
+    read = data.load_splits(str(_jsonl(tmp_path / "mine.jsonl", rows)))["train"]
+    assert read.column_names == ["prompt", "system_prompt", "Notes"]
+    assert "in small letters: Prompt,  System-Prompt." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("mine.xlsx", "does not exist"),
+        ("my.jsonl", "Is mine.jsonl meant"),
+        ("*.jsonl", "pattern is not understood"),
+        ("https://example.com/mine.jsonl", "is an address. Download the file"),
+        ("file:///mine.jsonl", "is an address"),
+    ],
+)
+def test_what_is_not_there_is_said_with_what_may_be_meant(
+    source: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _jsonl(tmp_path / "mine.jsonl", PAIRS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COOKBOOK_FROM", str(tmp_path))
+    with pytest.raises(DataError, match=complaint):
+        data.load_splits(source)
+
+
+def test_few_words_that_are_left_make_no_copies(tmp_path: Path) -> None:
+    """Where nearly all is common, only texts that are the same as a whole are copies."""
+    ways = ["please", "now", "thanks", "again", "today", "friend", "quick", "maybe"]
+    names = ["France", "Peru", "Chile", "Spain", "Italy", "Japan", "Kenya", "Ghana", "Cuba"]
+    said = [f"What is the capital of the country that we call {one}" for one in names]
+    rows = [{"prompt": one, "completion": way} for one in said for way in ways]
+    texts = data.distinct_texts(Dataset.from_list(rows))
+    assert len({*texts}) == len(rows)

@@ -478,6 +478,88 @@ def test_an_unknown_way_to_cut_text_is_refused(
         files.read(_write(tmp_path / "a.txt", "text"))
 
 
+def test_line_ends_of_old_machines_end_lines(tmp_path: Path) -> None:
+    assert list(files.read(_write(tmp_path / "a.txt", "one\r\rtwo"))["train"]["text"]) == [
+        "one",
+        "two",
+    ]
+
+
+# --- JSON in other shapes, and quotes that are letters --------------------------------------
+
+PAIR = {"prompt": "q", "completion": "a"}
+TURN = {"role": "user", "content": "q"}
+ANSWER = {"role": "assistant", "content": "a"}
+TALK = [TURN, ANSWER]
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        (
+            json.dumps({"conversations": [{"id": 1, "messages": TALK}] * 2}),
+            [{"messages": TALK}] * 2,
+        ),
+        (json.dumps({"messages": [TALK, TALK]}), [{"messages": TALK}] * 2),
+        (json.dumps({"messages": [PAIR, PAIR]}), [PAIR] * 2),
+        (json.dumps({"messages": TALK}), [{"messages": TALK}]),
+        (
+            json.dumps({"columns": [*PAIR], "index": [0, 1], "data": [["q", "a"], ["q", "a"]]}),
+            [PAIR] * 2,
+        ),
+        (
+            json.dumps({"features": [{"name": "x"}], "rows": [{"row_idx": 0, "row": PAIR}] * 2}),
+            [PAIR] * 2,
+        ),
+        (f"{json.dumps(TALK)}\n{json.dumps(TALK)}\n", [{"messages": TALK}] * 2),
+        (f"{json.dumps(PAIR, indent=1)}\n{json.dumps(PAIR, indent=1)}\n", [PAIR] * 2),
+        (f"[{json.dumps(PAIR)}\n,{json.dumps(PAIR)}]", [PAIR] * 2),
+        (f"\ufeff\ufeff{json.dumps(PAIR)}\n{json.dumps(PAIR)}", [PAIR] * 2),
+    ],
+)
+def test_json_of_many_shapes_is_rows(text: str, rows: list[Any], tmp_path: Path) -> None:
+    read = files.read(_write(tmp_path / "a.json", text))["train"]
+    assert [{name: row[name] for name in rows[0]} for row in read] == rows
+
+
+SPOKEN = ('"We are happy.', 'And we stay so."')
+
+
+@pytest.mark.parametrize("separator", ["\t", ",", ";"])
+def test_speech_over_several_lines_joins_no_rows(
+    separator: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["text,label", "A,x", f"{SPOKEN[0]},y", "B,x", f"{SPOKEN[1]},z"]
+    text = "\n".join(lines).replace(",", separator)
+    read = files.read(_write(tmp_path / "a.csv", text))["train"]
+    assert list(read["text"]) == ["A", SPOKEN[0], "B", SPOKEN[1]]
+    assert list(read["label"]) == ["x", "y", "x", "z"]
+    assert "double quotes are letters like others" in capsys.readouterr().out
+
+
+def test_a_text_in_quotes_may_have_lines_and_separators(tmp_path: Path) -> None:
+    text = 'text,label\n"We are happy, and\nwe stay so, here",y\nB,x\n'
+    read = files.read(_write(tmp_path / "a.csv", text))["train"]
+    assert list(read["text"]) == ["We are happy, and\nwe stay so, here", "B"]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('text\tlabel\n"Q ""x"""\tA\n"5" is an inch\tx\n', "line 3 cannot be read.*double quote"),
+        ('text,label\n"Q \\"x\\" y","A"\n', "line 2 cannot be read.*written twice"),
+        ('"text","label"\n"Q "x" y","A"\n', "line 2 cannot be read.*written twice"),
+        ('text,label\n"A",x\n"We,y\nstay.",z\n', "line 3: a double quote joins it with what"),
+        ("My table\ntext,label\na,b\nc,d\n", "nothing above it"),
+    ],
+)
+def test_a_wrong_quote_is_named_and_does_not_change_the_others(
+    text: str, complaint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=complaint):
+        files.read(_write(tmp_path / "a.csv", text))
+
+
 # --- Which split a name tells ---------------------------------------------------------------
 
 
@@ -505,12 +587,16 @@ def test_an_unknown_way_to_cut_text_is_refused(
             for name in ("my-eval", "heldout", "held-out", "hold_out", "2024test")
         ],
         *[
+            (f"{name}.csv", "test")
+            for name in ("tests", "my-evals", "benchmark", "my_data_benchmark")
+        ],
+        *[
             (f"{name}.csv", "validation")
             for name in ("val", "valid", "validation", "dev", "my_dev")
         ],
         *[
             (f"{name}.csv", "validation")
-            for name in ("valset", "devSet", "VAL", "validation-00000-of-2")
+            for name in ("valset", "devSet", "VAL", "validation-00000-of-2", "development")
         ],
         *[
             (f"{name}.csv", None)
@@ -685,6 +771,77 @@ def test_a_file_that_was_named_itself_is_trained_on_alone(
     assert _read(tmp_path / name) == {"train": [name]}
     shown = capsys.readouterr().out
     assert shown.startswith(said) and shown.count("\n") == bool(said)
+
+
+def test_files_of_a_folder_are_said_by_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("a/train.jsonl", "b/train.jsonl", "b/software_testing.csv")
+    assert {*_read(_folder(tmp_path / "mine", *names))} == {"train", "test"}
+    said = "Files of mine: train: a/train.jsonl, b/train.jsonl; test: b/software_testing.csv."
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ending", ["-00000-of-00001.parquet", ".jsonl"])
+def test_several_splits_of_a_kind_stay_apart(ending: str, tmp_path: Path) -> None:
+    names = [f"{split}_{kind}{ending}" for split in ("train", "test") for kind in ("sft", "gen")]
+    folder = _folder(tmp_path / "data", *names)
+    assert {*_read(folder)} == {"train_sft", "train_gen", "test_sft", "test_gen"}
+    chosen = files.train_and_test(files.read(folder), "mine", {})
+    assert [rows["file"][0] for rows in chosen.values()] == [names[0], names[2]]
+    asked = {"train_gen": "train", "test_gen": "test"}
+    chosen = files.train_and_test(files.read(folder), "mine", asked)
+    assert [rows["file"][0] for rows in chosen.values()] == [names[1], names[3]]
+
+
+def test_parts_of_one_split_are_one(tmp_path: Path) -> None:
+    assert {*_read(_folder(tmp_path, "train_1.jsonl", "train_2.jsonl"))} == {"train"}
+
+
+def test_what_trainers_and_tools_leave_is_no_data(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, "mine.jsonl", "package.json", "eval_results.json")
+    assert _read(folder) == {"train": ["mine.jsonl"]}
+
+
+def test_texts_beside_a_table_are_left_out_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = _folder(tmp_path, "index.csv", "a.txt", "b.txt")
+    assert _read(folder) == {"train": ["index.csv"]}
+    assert "a.txt, b.txt. To train on plain text" in capsys.readouterr().out
+
+
+def test_a_folder_apart_is_another_data_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = _folder(tmp_path, "data/a.jsonl", "chat/talks.jsonl")
+    assert {*files.read(folder, "chat")["train"]["file"]} == {"data/a.jsonl"}
+    assert len(files.read(folder)["train"]) == 2
+    mine = _folder(tmp_path / "other", "a.jsonl", "chat/talks.jsonl")
+    capsys.readouterr()
+    assert len(files.read(mine, "chat")["train"]) == 1
+    assert "Left out" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", ""])
+def test_what_may_not_be_read_is_said_with_the_mend(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """root may read everything, so the refusal is played."""
+    folder = _folder(tmp_path / "mine", "a.jsonl", "a.parquet")
+
+    def refuse(path: Path, *_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for method in ("open", "read_bytes", "iterdir"):
+        monkeypatch.setattr(Path, method, refuse)
+    with pytest.raises(DataError, match="may not be read by you: `chmod"):
+        files.read(folder / name if name else folder)
+
+
+def test_a_device_is_no_data_set() -> None:
+    with pytest.raises(DataError, match="/dev/null is neither a file nor a folder"):
+        files.read(Path("/dev/null"))
 
 
 # --- Folders of the Hub, and of `save_to_disk` ----------------------------------------------

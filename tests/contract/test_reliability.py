@@ -16,9 +16,9 @@ def test_the_tables_are_the_recorded_ones() -> None:
     assert tables.with_tables(text) == text, "run: .venv/bin/python -m tests.reliability"
 
 
-def test_a_thousand_files_went_through_all_recipes() -> None:
+def test_a_thousand_files_went_through_each_recipe() -> None:
     record = tables.recorded("loading")
-    assert record["files"] >= 1000
+    assert min(sum(one.values()) for one in record["outcomes"].values()) >= 1000
     assert {name.split("/")[1] for name in record["outcomes"]} == set(COLUMNS)
     for name, one in record["outcomes"].items():
         used = sum(count for kind, count in one.items() if kind != "refused")

@@ -19,35 +19,23 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import datasets
-import torch
-
 from cookbook.profiles import device_name
-from tests.reliability import kills, loading, processes
+from tests.reliability import fuzzed, kills, loading, processes
 from tests.reliability.methods import METHODS
 from tests.reliability.tables import ARCHITECTURE, RESULTS, with_tables
 
-FILES = 1000  # for each recipe
 KILLS = 10  # for each method
 
 
 def loaded() -> dict[str, Any]:
     """Return the outcomes of files of any content, by recipe; several recipes at a time."""
     found = {}
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        for name, outcomes in pool.map(_outcomes_of, loading.NOTEBOOKS):
+    # A notebook leaves traces in its process, so each gets one of its own.
+    with ProcessPoolExecutor(max_tasks_per_child=1, mp_context=get_context("spawn")) as pool:
+        for name, outcomes in pool.map(fuzzed.outcomes_of, loading.NOTEBOOKS):
             found[name] = outcomes
             print(name, outcomes, flush=True)
     return {"files": sum(sum(one.values()) for one in found.values()), "outcomes": found}
-
-
-def _outcomes_of(path: Path) -> tuple[str, dict[str, int]]:
-    torch.set_num_threads(1)
-    datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory() as runs:
-        recipe = loading.ready(path, Path(runs))
-        outcomes = loading.fuzz(recipe, FILES, same_every_time=False)
-    return recipe.name, dict(sorted(outcomes.items()))
 
 
 def killed() -> dict[str, Any]:

@@ -94,6 +94,16 @@ FAULTS = (
         ),
     ),
     Fault(
+        "an answer learned again",
+        "of two answers side by side the second is learned with the first before it",
+        CHAT,
+        swap("and not self._keeps_apart:", "and False:"),
+        (
+            f"{UNIT_CHAT}::test_what_is_learned_is_what_has_to_be_generated_after_the_prompt"
+            "[gemma-two answers]",
+        ),
+    ),
+    Fault(
         "experts left out",
         "LoRA trains the attention of a Mixture-of-Experts alone",
         "cookbook/experts.py",

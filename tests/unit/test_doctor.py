@@ -23,6 +23,7 @@ from tests.unit import tiny
 pytestmark = pytest.mark.unit
 
 SENTIMENT = "03-Instruction-Tuning/Financial-Sentiment-OPT.ipynb"
+GRPO = "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO.ipynb"
 SUMMARIES = "03-Instruction-Tuning/Summarization-FLAN-T5.ipynb"
 SCRATCH = "01-Full-Fine-Tuning/GPT-2-From-Scratch.ipynb"
 Rows = list[dict[str, Any]]
@@ -486,6 +487,57 @@ def test_classes_are_counted_and_unseen_ones_are_named(doctor: Doctor, tmp_path:
     assert "the rarest is 'w2' with 6 training rows" in " ".join(told.split())
     warned = " ".join(text.split("\n\n")[0].split())
     assert "No training row has the test's label w3 (lines 3, 6, 9)" in warned
+
+
+def test_calls_keep_the_arguments_that_they_have(doctor: Doctor, tmp_path: Path) -> None:
+    """Objects of other keys, or of other types, get nothing from each other."""
+    given: list[Any] = [{"city": "w1"}, {"days": 3}, {"city": {"name": "w2"}}, {"city": "w3"}]
+    rows = []
+    for number, row in enumerate(pairs(80)):
+        call = {"function": {"name": "f", "arguments": given[number % len(given)]}}
+        rows.append(
+            {
+                "messages": [
+                    {"role": "user", "content": row["prompt"]},
+                    {"role": "assistant", "content": "", "tool_calls": [call]},
+                    {"role": "tool", "content": "w4"},
+                    {"role": "assistant", "content": row["completion"]},
+                ]
+            }
+        )
+    status, text, _ = doctor(write(tmp_path / "mine.jsonl", rows))
+    assert status == 0 and "null" not in section(text, "What is learned").lower()
+
+
+def test_classes_that_begin_alike_are_refused_as_by_the_recipe(
+    doctor: Doctor, tmp_path: Path
+) -> None:
+    rows = [{"text": words(n, 20), "label": f"w1 {('w2', 'w3')[n % 2]}"} for n in range(80)]
+    path = write(tmp_path / "mine.jsonl", rows)
+    status, text, _ = doctor(path, "--nb", SENTIMENT)
+    assert status == 1 and "Two labels begin with the same token" in text.splitlines()[0]
+
+
+def test_problems_without_a_result_are_not_ready(doctor: Doctor, tmp_path: Path) -> None:
+    long = [row | {"completion": words(n, 60)} for n, row in enumerate(pairs(80))]
+    status, text, _ = doctor(write(tmp_path / "mine.jsonl", long), "--nb", GRPO)
+    assert status == 1 and "no usable row left" in text.splitlines()[0]
+    short = long[:40] + [row | {"completion": "w1 w2\n#### 7"} for row in long[40:]]
+    status, text, _ = doctor(write(tmp_path / "half.jsonl", short), "--nb", GRPO)
+    assert status == 0 and "no result of one line" in section(text, "Rows")
+
+
+def test_each_copy_is_shown_with_one_row_that_it_repeats(doctor: Doctor, tmp_path: Path) -> None:
+    said = words(1, 60).split()
+    alike = [
+        {"prompt": " ".join([*said[:n], "w9", *said[n:]]), "completion": "w1"} for n in (5, 6, 7, 8)
+    ]
+    _, text, _ = doctor(write(tmp_path / "mine.jsonl", [*pairs(120), *alike]))
+    shown = [
+        line for line in section(text, "Duplicates and leakage").splitlines() if " near " in line
+    ]
+    firsts = [line.split("line ")[2] for line in shown]
+    assert shown and len({*firsts}) == len(firsts)
 
 
 def test_texts_with_classes_are_sent_to_the_recipe_for_them(doctor: Doctor, tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ def _given_splits(source: str, configuration: str | None, apart: str, second: bo
         splits = hub.load_data_set(source, configuration)
         splits = DatasetDict({name: files.classes_as_text(one) for name, one in splits.items()})
     splits = files.train_and_test(splits, source, {} if second else files.renaming("SPLITS"))
-    splits = files.renamed(splits, {} if second else files.renaming("COLUMNS"))
+    names = {} if second else files.renaming("COLUMNS")
+    splits = files.renamed(splits, names, own=path.exists())
     if "test" in splits:
         _count_copies(splits)
         return splits

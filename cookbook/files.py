@@ -887,10 +887,11 @@ def renaming(what: str) -> dict[str, str]:
     return names
 
 
-def renamed(splits: DatasetDict, names: dict[str, str]) -> DatasetDict:
+def renamed(splits: DatasetDict, names: dict[str, str], own: bool = False) -> DatasetDict:
     """Give columns other names, as COOKBOOK_COLUMNS says: `frage=prompt,antwort=completion`.
 
-    Columns that are called `Prompt` or `TEXT` are known as `prompt` and `text`, which a line says.
+    In a reader's `own` files columns that are called `Prompt` or `TEXT` are known as `prompt` and
+    `text`, which a line says. Recipes know those of the Hub by the names that they have there.
     """
     for split, rows in splits.items():
         missing = [theirs for theirs in names if theirs not in rows.column_names]
@@ -904,7 +905,7 @@ def renamed(splits: DatasetDict, names: dict[str, str]) -> DatasetDict:
         if len({*names.values()}) < len(names):
             raise DataError(f"COOKBOOK_COLUMNS calls two columns the same: {', '.join(names)}.")
         rows = rows.remove_columns(taken).rename_columns(moved)
-        splits[split] = _in_small_letters(rows, {*names.values()}, split)
+        splits[split] = _in_small_letters(rows, {*names.values()}, split) if own else rows
     return splits
 
 

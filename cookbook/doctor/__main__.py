@@ -153,7 +153,7 @@ def read(source: str, apart: str = "") -> tuple[dict[str, Part], list[list[str]]
             word, places = places_of(where, len(rows))
             parts[ours] = Part(rows, word, places)
     tables = DatasetDict({name: one.rows for name, one in parts.items()})
-    for name, rows in files.renamed(tables, files.renaming("COLUMNS")).items():
+    for name, rows in files.renamed(tables, files.renaming("COLUMNS"), own=True).items():
         parts[name].rows = rows
     return parts, table, left
 

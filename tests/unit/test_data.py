@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
 
-from cookbook import data
+from cookbook import data, files
 from cookbook.data import DataError
 
 pytestmark = pytest.mark.unit
@@ -351,7 +351,7 @@ def test_columns_are_known_whatever_their_capitals(
     ("source", "complaint"),
     [
         ("mine.xlsx", "does not exist"),
-        ("my.jsonl", "Is mine.jsonl meant"),
+        ("mine.json", "Is mine.jsonl meant"),
         ("*.jsonl", "pattern is not understood"),
         ("https://example.com/mine.jsonl", "is an address. Download the file"),
         ("file:///mine.jsonl", "is an address"),
@@ -375,3 +375,10 @@ def test_few_words_that_are_left_make_no_copies(tmp_path: Path) -> None:
     rows = [{"prompt": one, "completion": way} for one in said for way in ways]
     texts = data.distinct_texts(Dataset.from_list(rows))
     assert len({*texts}) == len(rows)
+
+
+def test_columns_of_the_hub_keep_their_capitals() -> None:
+    """Fino1 has a column `Response`, by which the Gemma recipe knows it."""
+    rows = DatasetDict(train=Dataset.from_list([{"Response": "a", "Prompt": "q"}]))
+    assert files.renamed(rows, {})["train"].column_names == ["Response", "Prompt"]
+    assert files.renamed(rows, {}, own=True)["train"].column_names == ["response", "prompt"]

@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets
 from datasets.features import Value
 
-from cookbook import files, hub
+from cookbook import files, forms, hub
 from cookbook.deduplicate import near_duplicates
 from cookbook.files import DataError
 from cookbook.forms import report_dropped
@@ -32,9 +32,9 @@ def load_splits(
 
     `source` is `offline:<name>` (the embedded default), a file, a folder of files, or a Hub id;
     `configuration` picks one of a Hub data set that has several. COOKBOOK_SPLITS and
-    COOKBOOK_COLUMNS say which splits and columns are meant where names do not; they do not concern
-    the `second` data set of a recipe, nor does a folder of it inside the first, called `apart`,
-    belong to that. Where nothing is held out a test split is cut: 10 % of the rows, from which
+    COOKBOOK_COLUMNS say which splits and columns are meant where names do not, but not for the
+    `second` data set of a recipe. That may lie in a folder of the first, called `apart`, which is
+    left out there. Where nothing is held out a test split is cut: 10 % of the rows, from which
     near-duplicates of training rows are removed. Near-duplicates between given splits are counted.
     """
     if source.startswith(EMBEDDED):
@@ -54,7 +54,7 @@ def _given_splits(source: str, configuration: str | None, apart: str, second: bo
         splits = DatasetDict({name: files.classes_as_text(one) for name, one in splits.items()})
     splits = files.train_and_test(splits, source, {} if second else files.renaming("SPLITS"))
     names = {} if second else files.renaming("COLUMNS")
-    splits = files.renamed(splits, names, own=path.exists())
+    splits = files.renamed(splits, names, forms.KNOWN if path.exists() else ())
     if "test" in splits:
         _count_copies(splits)
         return splits

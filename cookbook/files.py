@@ -14,7 +14,8 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
@@ -58,13 +59,6 @@ SPLIT_NAMES = {
 }
 _KINDS = ("sft", "gen", "prefs")  # of training; the Hub has a `train_sft` beside a `train_gen`
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}")  # as the Hub numbers the files of a split
-# Columns that recipes and forms know by these names.
-KNOWN = {
-    *("prompt", "completion", "instruction", "input", "output", "response", "question", "answer"),
-    *("query", "context", "problem", "solution", "target", "document", "summary", "text", "label"),
-    *("messages", "conversations", "conversation", "system", "system_prompt", "tools", "history"),
-    *("user", "assistant"),
-}
 SAMPLE_BY = ("line", "paragraph", "document")  # as `datasets` calls them
 # Written beside data by `datasets`, by the Hub, by trainers and by `make offline`, and no data.
 _NO_DATA = {
@@ -110,7 +104,7 @@ def read(path: Path, apart: str = "") -> DatasetDict:
             raise DataError(f"{path} is neither a file nor a folder: write its rows into a file.")
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return _saved(path)
-        splits = _named_by_card(path) or _own_splits(path, _data_files(path, apart))
+        splits = files_by_split(path, apart)
         if not splits:
             raise DataError(f"{path} holds no {', '.join(FORMATS)} file to train on.")
         return _tables(splits)
@@ -119,6 +113,11 @@ def read(path: Path, apart: str = "") -> DatasetDict:
             f"{error.filename or path} may not be read by you: `chmod -R u+rX {path}`, or ask its "
             "owner."
         ) from error
+
+
+def files_by_split(folder: Path, apart: str = "") -> dict[str, list[Path]]:
+    """Return the files of a folder by split, as its README's `configs` say, or else their names."""
+    return _named_by_card(folder) or _own_splits(folder, _data_files(folder, apart))
 
 
 def read_named(folder: Path) -> DatasetDict:
@@ -887,11 +886,11 @@ def renaming(what: str) -> dict[str, str]:
     return names
 
 
-def renamed(splits: DatasetDict, names: dict[str, str], own: bool = False) -> DatasetDict:
+def renamed(splits: DatasetDict, names: dict[str, str], known: Collection[str] = ()) -> DatasetDict:
     """Give columns other names, as COOKBOOK_COLUMNS says: `frage=prompt,antwort=completion`.
 
-    In a reader's `own` files columns that are called `Prompt` or `TEXT` are known as `prompt` and
-    `text`, which a line says. Recipes know those of the Hub by the names that they have there.
+    Columns that are `known` but for capitals, blanks and hyphens (`Prompt`) get those names, which
+    a line says. Nothing is known of the Hub's: recipes call its columns as they are called there.
     """
     for split, rows in splits.items():
         missing = [theirs for theirs in names if theirs not in rows.column_names]
@@ -905,19 +904,15 @@ def renamed(splits: DatasetDict, names: dict[str, str], own: bool = False) -> Da
         if len({*names.values()}) < len(names):
             raise DataError(f"COOKBOOK_COLUMNS calls two columns the same: {', '.join(names)}.")
         rows = rows.remove_columns(taken).rename_columns(moved)
-        splits[split] = _in_small_letters(rows, {*names.values()}, split) if own else rows
+        splits[split] = _in_small_letters(rows, {*known} - {*names.values()}, split)
     return splits
 
 
-def _in_small_letters(rows: Dataset, chosen: set[str], split: str) -> Dataset:
-    """Rename columns that are known but for their capitals, spaces or hyphens."""
+def _in_small_letters(rows: Dataset, known: set[str], split: str) -> Dataset:
     small = {name: re.sub(r"[\s-]+", "_", name.strip().lower()) for name in rows.column_names}
-    moved = {
-        name: new
-        for name, new in small.items()
-        if name != new and name not in chosen and list(small.values()).count(new) == 1
-    }
-    moved = {name: new for name, new in moved.items() if new in KNOWN}
+    once = Counter(small.values())
+    moved = {name: new for name, new in small.items() if name != new and once[new] == 1}
+    moved = {name: new for name, new in moved.items() if new in known}
     if moved:
         print(f"Columns of the {split} split in small letters: {', '.join(moved)}.")
     return rows.rename_columns(moved)

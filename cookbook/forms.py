@@ -54,6 +54,11 @@ CONTENT = ("content", "value", "text", "parts", "tool_calls", "function_call")
 SYSTEM = ("system", "system_prompt", "system_message")
 TOOLS = ("tools", "functions")  # the second is what OpenAI called them first
 BESIDE_INSTRUCTION = ("input", "context")  # Alpaca's and Dolly's names for what it is about
+# Columns that are known by these names, to a form or to a recipe.
+KNOWN = {
+    *(name for pair in PAIRS for name in pair),
+    *(*TURNS, *OTHER_TURNS, *SYSTEM, *TOOLS, *BESIDE_INSTRUCTION, "history", "text", "label"),
+}
 HELD_APART = ("instruction", "question", "query")  # usually without what they are about
 
 

@@ -153,7 +153,7 @@ def read(source: str, apart: str = "") -> tuple[dict[str, Part], list[list[str]]
             word, places = places_of(where, len(rows))
             parts[ours] = Part(rows, word, places)
     tables = DatasetDict({name: one.rows for name, one in parts.items()})
-    for name, rows in files.renamed(tables, files.renaming("COLUMNS"), own=True).items():
+    for name, rows in files.renamed(tables, files.renaming("COLUMNS"), forms.KNOWN).items():
         parts[name].rows = rows
     return parts, table, left
 
@@ -169,9 +169,7 @@ def _files_of(path: Path, apart: str) -> tuple[dict[str, list[Path]], str]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return {}, ""
     with heard([]):  # said before
-        splits = files._named_by_card(path) or files._own_splits(
-            path, files._data_files(path, apart)
-        )
+        splits = files.files_by_split(path, apart)
     used = {one for found in splits.values() for one in found}
     others = sorted(
         str(one.relative_to(path))
@@ -606,15 +604,11 @@ class Examination:
             )
 
     def _first_tokens(self, tokens: Tokens) -> None:
-        """Refuse classes that begin with the same token, as the recipe does."""
-        if not self.recipe.labels:
-            return
-        first = {
-            row["completion"][0]["content"]: next(n for n in row["labels"] if n != chat.IGNORED)
-            for row in tokens.labelled
-        }
-        if len({*first.values()}) < len(first):
-            raise data.DataError(f"Two labels begin with the same token, {first}: rename one.")
+        """Let the recipe look whether classes begin with the same token, which it refuses."""
+        if self.recipe.labels:
+            seen = {row[0]["content"] for row in tokens.labelled["completion"]}  # of a sample
+            given = {"tokenized": {"train": tokens.labelled}, "labels": seen}
+            self.recipe.check({"label_tokens"}, {**given, "chat": chat, "data": data})
 
     def _tokenizer(self) -> tuple[Any, list[int], list[str], str, bool]:
         """Return tokenizer, ends, what the template said, the model's folder, and its kind."""

@@ -86,7 +86,8 @@ class Recipe:
                 _execute([node], given)
 
     def check(self, names: set[str], given: Names) -> Names:
-        """Execute what first assigns `names`, and the conditions on them beside it that raise.
+        """Execute what first assigns `names`, and what beside it defines functions, fills `names`
+        in a loop, or raises by a condition on them.
 
         Returns all names there are then.
         """
@@ -97,7 +98,8 @@ class Recipe:
         for node in first:
             raises = isinstance(node, ast.If) and isinstance(node.body[0], ast.Raise)
             asks = raises and names & {*_used([getattr(node, "test")])}
-            if asks or _assigns(node, names):
+            fills = isinstance(node, ast.For) and names & {*_called_on(node)}
+            if asks or fills or _assigns(node, names) or isinstance(node, ast.FunctionDef):
                 _execute([node], given)
         return given
 
@@ -137,6 +139,13 @@ class Recipe:
 def _used(nodes: Iterable[ast.AST]) -> Iterator[str]:
     for node in nodes:
         yield from (one.id for one in ast.walk(node) if isinstance(one, ast.Name))
+
+
+def _called_on(node: ast.AST) -> Iterator[str]:
+    """Yield the names of which a statement calls a method, like `append` or `setdefault`."""
+    for one in ast.walk(node):
+        if isinstance(one, ast.Call) and isinstance(one.func, ast.Attribute):
+            yield from _used([one.func.value])
 
 
 def _assigns(node: ast.AST, names: set[str]) -> bool:

@@ -99,7 +99,7 @@ def test_the_recipes_of_one_process_take_less_than_25_minutes(device: str) -> No
             EPYC, 25, marks=pytest.mark.xfail(strict=True, reason="the distributed recipe")
         ),
         # Machines by this name differ: 28.5 minutes on one, 35 on another, of the same code.
-        (XEON, 38),
+        pytest.param(XEON, 29, marks=pytest.mark.xfail(strict=True, reason="35 minutes")),
     ],
 )
 def test_all_recipes_together(device: str, most: float) -> None:

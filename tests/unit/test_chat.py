@@ -472,23 +472,40 @@ def test_of_several_templates_the_one_is_taken_that_rows_need(
             chat.fit_template(words, rows)
 
 
-def test_calls_with_numbers_of_another_length_are_written_as_text(
+_NINE_LETTERS = (
+    "{%- for turn in messages -%}{%- for call in turn.tool_calls or [] -%}"
+    "{%- if call.id | length != 9 -%}{{- raise_exception('nine letters') -}}{%- endif -%}"
+    "{%- endfor -%}{%- endfor -%}"
+)
+_DESCRIBED = "{%- for tool in tools or [] -%}{{- tool.function.description + '' -}}{%- endfor -%}"
+
+
+@pytest.mark.parametrize(
+    ("strict", "number", "description", "fits"),
+    [
+        (_NINE_LETTERS, "abcdefghi", "The weather.", True),
+        (_NINE_LETTERS, "call_1", "The weather.", False),
+        (_DESCRIBED, "call_1", "The weather.", True),
+        (_DESCRIBED, "call_1", None, False),
+    ],
+)
+def test_tools_are_text_where_the_template_asks_for_more_than_rows_say(
+    strict: str,
+    number: str,
+    description: str | None,
+    fits: bool,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    strict = (
-        "{%- for turn in messages -%}{%- for call in turn.tool_calls or [] -%}"
-        "{%- if call.id | length != 9 -%}{{- raise_exception('nine letters') -}}{%- endif -%}"
-        "{%- endfor -%}{%- endfor -%}"
-    )
-    for number, fits in (("abcdefghi", True), ("call_1", False)):
-        row = json.loads(json.dumps(CONVERSATIONS["tools"]))
-        row["messages"][1]["tool_calls"][0]["id"] = number
-        words = KINDS["qwen-3"].tokenizer()
-        words.chat_template = strict + words.chat_template
-        rows = _read(row)
-        chat.fit_template(words, rows)
-        assert ("takes no tools" in capsys.readouterr().out) is not fits
-        assert len(_supervised(words, rows)) == 3
+    row = json.loads(json.dumps(CONVERSATIONS["tools"]))
+    row["messages"][1]["tool_calls"][0]["id"] = number
+    if description is None:
+        del row["tools"][0]["function"]["description"]
+    words = KINDS["qwen-3"].tokenizer()
+    words.chat_template = strict + words.chat_template
+    rows = _read(row)
+    chat.fit_template(words, rows)
+    assert ("takes no tools" in capsys.readouterr().out) is not fits
+    assert len(_supervised(words, rows)) == 3
 
 
 def test_line_ends_that_are_tokens_end_no_turn() -> None:
@@ -511,22 +528,6 @@ def test_a_template_that_demands_a_system_turn_is_read_with_one(
     chat.fit_template(words, rows)
     assert not capsys.readouterr().out
     assert _supervised(words, rows) == ["Paris<|im_end|>", "Lima<|im_end|>"]
-
-
-def test_tools_without_a_description_are_text_where_the_template_asks_for_it(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    strict = "{%- for tool in tools or [] -%}{{- tool.function.description + '' -}}{%- endfor -%}"
-    for described in (True, False):
-        row = json.loads(json.dumps(CONVERSATIONS["tools"]))
-        if not described:
-            del row["tools"][0]["function"]["description"]
-        words = KINDS["qwen-3"].tokenizer()
-        words.chat_template = strict + words.chat_template
-        rows = _read(row)
-        chat.fit_template(words, rows)
-        assert ("takes no tools" in capsys.readouterr().out) is not described
-        assert len(_supervised(words, rows)) == 3
 
 
 def test_texts_with_the_end_of_a_turn_in_them_are_counted(

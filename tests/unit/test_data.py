@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict, load_dataset
 
-from cookbook import data, files
+from cookbook import data, files, forms
 from cookbook.data import DataError
 
 pytestmark = pytest.mark.unit
@@ -381,4 +381,4 @@ def test_columns_of_the_hub_keep_their_capitals() -> None:
     """Fino1 has a column `Response`, by which the Gemma recipe knows it."""
     rows = DatasetDict(train=Dataset.from_list([{"Response": "a", "Prompt": "q"}]))
     assert files.renamed(rows, {})["train"].column_names == ["Response", "Prompt"]
-    assert files.renamed(rows, {}, own=True)["train"].column_names == ["response", "prompt"]
+    assert files.renamed(rows, {}, forms.KNOWN)["train"].column_names == ["response", "prompt"]

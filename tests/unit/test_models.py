@@ -635,19 +635,20 @@ def test_experts_are_saved_under_the_names_of_their_file(tmp_path: Path) -> None
         assert {*file.keys()} == names
 
 
-def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("layers", "complaint"),
+    [
+        (3, r"9 of the model's tensors are not .*layers\.2\."),  # would be made up
+        (1, r"9 tensors of layers .* model.layers\.1\."),  # would be forgotten
+    ],
+)
+def test_weights_of_another_number_of_layers_are_refused(
+    layers: int, complaint: str, tmp_path: Path
+) -> None:
     path = _saved(tmp_path / "model", tiny.model())
-    _config(path, num_hidden_layers=3)
+    _config(path, num_hidden_layers=layers)
     _, loaded = _loaded(path)
-    with pytest.raises(CookbookError, match=r"9 of the model's tensors are not .*layers\.2\."):
-        models.check_loaded(loaded)
-
-
-def test_layers_that_nobody_counts_are_not_forgotten(tmp_path: Path) -> None:
-    path = _saved(tmp_path / "model", tiny.model())
-    _config(path, num_hidden_layers=1)
-    _, loaded = _loaded(path)
-    with pytest.raises(CookbookError, match=r"9 tensors of layers .* model.layers\.1\."):
+    with pytest.raises(CookbookError, match=complaint):
         models.check_loaded(loaded)
 
 

@@ -126,14 +126,14 @@ offline: $(STAMP)core ## Build the embedded models and data sets (once) into .of
 
 quickstart: $(STAMP)peft ## Fine-tune a language model now and print how much better it got
 	@$(VENV_PYTHON) -m cookbook.offline
-	@$(VENV_PYTHON) -m cookbook.run 02-PEFT/Falcon-7B-LoRA.ipynb
+	@$(VENV_PYTHON) -m cookbook.commands.run 02-PEFT/Falcon-7B-LoRA.ipynb
 
 notebook: check-notebook $(NB_STAMP) ## Execute one notebook: make notebook NB=02-PEFT/Falcon-7B-LoRA.ipynb
-	@$(VENV_PYTHON) -m cookbook.run "$$NB"
+	@$(VENV_PYTHON) -m cookbook.commands.run "$$NB"
 
 # NB's group where one is named, else that of the recipe that is taken without.
 check-data: $(if $(NB),check-notebook $(NB_STAMP),$(STAMP)peft) ## Look through data before training: make check-data DATA=my.jsonl (NB=, MODEL=)
-	@$(VENV_PYTHON) -m cookbook.doctor "$$DATA" --nb "$$NB" --model "$$MODEL"
+	@$(VENV_PYTHON) -m cookbook.commands.doctor "$$DATA" --nb "$$NB" --model "$$MODEL"
 
 notebooks: check-folder $(FOLDER_STAMPS) offline ## Execute and check all notebooks, or those of FOLDER=02-PEFT
 	@$(VENV_PYTHON) -m pytest -m recipes tests/recipes $(if $(FOLDER),-k "$$FOLDER")
@@ -150,7 +150,7 @@ jupyter: $(STAMP)core check-caches ## Open JupyterLab on 127.0.0.1 (JUPYTER_PORT
 		--ServerApp.root_dir="$(CURDIR)" $(if $(filter 0,$(shell id -u)),--allow-root)
 
 record: $(STAMP)all offline ## Run the recipes over seeds and rewrite results/ and its tables
-	@$(VENV_PYTHON) -m cookbook.record
+	@$(VENV_PYTHON) -m cookbook.commands.record
 
 gallery: $(STAMP)core ## Render executed notebooks to HTML with an index page
 	@$(VENV_PYTHON) -m scripts.gallery

@@ -5,14 +5,15 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, DatasetDict, Features, Json, List, Value
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from cookbook.data import drop_too_long
 from cookbook.files import DataError
 from cookbook.forms import THOUGHTS, Row, Turn, report_dropped
 from cookbook.hub import check_tokenizer
@@ -395,13 +396,59 @@ def supervise_answers(
     return _with_columns(rows, places, made)
 
 
+def label_splits(
+    splits: Mapping[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    end_of_turn: int | Sequence[int],
+    max_length: int,
+) -> DatasetDict:
+    """Return conversations with `input_ids` and `labels`, each split checked, long rows dropped.
+
+    See `supervise_answers`, `drop_too_long` and `check_supervision`, whose sentence is printed.
+    """
+    labelled = DatasetDict()
+    for name, rows in splits.items():
+        rows = supervise_answers(rows, tokenizer, end_of_turn)
+        labelled[name] = drop_too_long(rows, max_length, f"{name} split")
+        print(name, check_supervision(labelled[name], tokenizer, end_of_turn))
+    return labelled
+
+
+def in_one_sequence(rows: Dataset) -> Dataset:
+    """Return an encoder-decoder's examples with what is written after what is read, to be shown."""
+
+    def joined(row: Row) -> Row:
+        masked = [IGNORED] * len(row["input_ids"])
+        return {"input_ids": row["input_ids"] + row["labels"], "labels": masked + row["labels"]}
+
+    return rows.map(joined)
+
+
+def check_pairs(
+    splits: Mapping[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    end_of_text: Sequence[int],
+    max_length: int,
+) -> DatasetDict:
+    """Return an encoder-decoder's examples, each split checked, without too long documents.
+
+    It is for them what `label_splits` is for a decoder's.
+    """
+    checked = DatasetDict()
+    for name, rows in splits.items():
+        checked[name] = drop_too_long(rows, max_length, f"{name} split")
+        print(name, check_supervision(in_one_sequence(checked[name]), tokenizer, end_of_text))
+    return checked
+
+
 def _with_columns(rows: Dataset, places: Sequence[int], made: Sequence[Row]) -> Dataset:
     """Return the rows at `places` with what was made of each.
 
-    Columns are made anew, since `add_column` knows none of JSON.
+    Columns are made anew, since `add_column` knows none of JSON. Turns are JSON, since some may
+    have got a key more than others.
     """
     own = {"input_ids": List(Value("int64")), "labels": List(Value("int64"))}
-    features = Features({**rows.features, **own})
+    features = Features({**rows.features, **own, "prompt": Json(), "completion": Json()})
     columns: dict[str, list[Any]] = {}
     for name in features:
         if name in made[0]:

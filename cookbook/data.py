@@ -42,6 +42,23 @@ def load_splits(
     return _given_splits(source, configuration, apart, second)
 
 
+def load_conversations(
+    source: str, *, of: str = "", beside: str = "", **options: Any
+) -> DatasetDict:
+    """Return a data set's splits as conversations: `prompt` (turns) and `completion` (the answer).
+
+    `options` are those of `load_splits`; in which forms rows may come is in `forms`. Where a recipe
+    has several data sets, `of` says which one this is: messages name it, and in `beside`, a
+    reader's own folder, a folder of that name takes the place of `source`.
+    """
+    own = Path(beside).expanduser() / of
+    splits = load_splits(str(own) if beside and own.is_dir() else source, **options)
+    which = f"split of the {of}" if of else "split"
+    return DatasetDict(
+        {name: forms.as_conversations(rows, f"{name} {which}") for name, rows in splits.items()}
+    )
+
+
 def _given_splits(source: str, configuration: str | None, apart: str, second: bool) -> DatasetDict:
     """Return a reader's own data, or the Hub's; `proof` knows this name."""
     path = Path(source).expanduser()
@@ -162,9 +179,10 @@ def check_columns(rows: Dataset | IterableDataset, columns: Sequence[str], name:
 def drop_rows_without(rows: Dataset, columns: Sequence[str], name: str = "data") -> Dataset:
     """Drop rows in which one of the columns is empty or no text, saying how many.
 
-    A column of numbers, or of true and false, becomes text. Stops with `DataError` where no row is
-    left.
+    A column of numbers, or of true and false, becomes text. Stops with `DataError` where one
+    is missing, or no row is left.
     """
+    check_columns(rows, columns, name)
     missing = {column: {""} for column in columns}
     for column in columns:
         kind = getattr(rows.features[column], "dtype", "")

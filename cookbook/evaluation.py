@@ -16,6 +16,7 @@ from torch.nn import functional
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cookbook.chat import IGNORED
+from cookbook.forms import as_shot, with_shots
 from cookbook.models import check_token_ids
 from cookbook.training import shifted_labels, supervised_logits
 
@@ -47,6 +48,15 @@ def score(values: Sequence[float], weights: Sequence[float] | None = None) -> Sc
         return sum(pairs[index][0] * pairs[index][1] for index in chosen) / total
 
     return resample(mean, len(pairs))
+
+
+def score_groups(values: Sequence[float], size: int) -> Score:
+    """Return the mean over examples that have `size` values each, one after the other.
+
+    An example counts once, with its mean: several answers to a problem are no more problems.
+    """
+    starts = range(0, len(values), size)
+    return score([sum(values[start : start + size]) / size for start in starts])
 
 
 def resample(
@@ -186,6 +196,25 @@ def generate_answers(
         for one, own in zip(prompts, tools or [None] * len(prompts), strict=True)
     ]
     return generate(model, tokenizer, rows, settings, batch_size)
+
+
+def answer_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    settings: GenerationConfig,
+    batch_size: int,
+    shots: Dataset | None = None,
+    **switches: Any,
+) -> Answers:
+    """Return the model's answers to the rows' prompts, after the rows `shots` if they are given.
+
+    `switches` are the chat template's own.
+    """
+    turns = [turn for row in shots or () for turn in as_shot(row)]
+    prompts = [with_shots(prompt, turns) for prompt in rows["prompt"]]
+    tools = rows["tools"] if "tools" in rows.column_names else None
+    return generate_answers(model, tokenizer, prompts, settings, batch_size, tools, **switches)
 
 
 @torch.inference_mode()

@@ -92,10 +92,52 @@ def active_weights(model: PreTrainedModel) -> tuple[int, int]:
     return whole - round(idle), whole
 
 
+def quantize(model: nn.Module, dtype: torch.dtype) -> None:
+    """Hold a model's linear layers in NF4 but for its output layer, as transformers loads it."""
+    from bitsandbytes import nn as layers
+
+    kinds: Any = layers
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.Linear) and layer is not head:
+                small = kinds.Linear4bit(
+                    layer.in_features,
+                    layer.out_features,
+                    bias=layer.bias is not None,
+                    compute_dtype=dtype,
+                    quant_type="nf4",
+                )
+                small.weight = kinds.Params4bit(
+                    layer.weight.data, requires_grad=False, quant_type="nf4"
+                )
+                small.bias = layer.bias
+                setattr(parent, name, small.to(layer.weight.device))
+    model.is_loaded_in_4bit = True  # type: ignore[assignment]  # where peft looks
+
+
 def in_4bit(model: nn.Module) -> tuple[int, int]:
     """Return how many weights are in 4 bits, and how many there are. Adapters do not count."""
     weights = [one for name, one in model.named_parameters() if "lora_" not in name]
     return sum(_count(one) for one in weights if _is_4bit(one)), sum(map(_count, weights))
+
+
+def check_4bit(model: nn.Module) -> str:
+    """Return two sentences: how many linear layers are in 4 bits, and how many weights.
+
+    Raises `CookbookError` unless all are, but for the output layer. transformers replaces layers
+    whose type is exactly `nn.Linear` and says nothing of others, like Falcon's subclass.
+    """
+    from bitsandbytes.nn.modules import Linear4bit
+
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    layers = [one for one in model.modules() if isinstance(one, nn.Linear) and one is not head]
+    if left := sum(type(one) is not Linear4bit for one in layers):
+        raise CookbookError(
+            f"{left} of {len(layers)} linear layers are not in 4 bits: the model class hides them "
+            "from transformers. Set `load_in_4bit` to False, or take another model."
+        )
+    return f"{len(layers)} linear layers in 4 bits\n{in_4bit_text(model)}"
 
 
 def in_4bit_text(model: nn.Module) -> str:

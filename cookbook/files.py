@@ -1,7 +1,7 @@
 """A reader's own files and folders as tables, in which nothing was guessed, shifted or lost.
 
 JSON, CSV and plain text are parsed here, Parquet, Arrow and saved data sets by `datasets`; why is
-in ARCHITECTURE.md, "Own data".
+in README.md here, "Own data".
 """
 
 import bz2

@@ -7,6 +7,7 @@ last assistant turn. What else a row holds (`tools`, `answer`, ...) stays beside
 import ast
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -115,7 +116,23 @@ def _conversations(rows: Dataset) -> list[Form]:
                 return _with_system(row, row[at])
 
             forms.append(Form(kind, (column,), read))
+    if "text" in rows.column_names:
+        text = next((one for one in rows["text"] if one), "")
+        if isinstance(text, str) and len(_MARKERS.findall(text)) > 1:
+            forms.append(Form("conversations between markers", ("text",), _between_markers))
     return forms
+
+
+# OpenAssistant-Guanaco's: one string holds a whole conversation.
+_MARKERS = re.compile(r"### (Human|Assistant):")
+
+
+def _between_markers(row: Row) -> list[Turn]:
+    """Return the turns of a text like "### Human: a question ### Assistant: its answer"."""
+    parts = _MARKERS.split(row["text"] or "")
+    roles = {"Human": "user", "Assistant": "assistant"}
+    pairs = zip(parts[1::2], parts[2::2])
+    return [{"role": roles[who], "content": said.strip()} for who, said in pairs]
 
 
 def _is_share_gpt(turn: Any) -> bool:
@@ -515,6 +532,12 @@ def result_of(text: str) -> str:
 
 
 LONGEST_RESULT = 64  # characters
+
+
+def with_result(row: Row) -> Row:
+    """Return the column `answer`: the result of a row's answer, or of its worked `completion`."""
+    worked = row["completion"] if row.get("answer") is None else row["answer"]
+    return {"answer": result_of(str(worked or ""))}
 
 
 def with_rule(prompt: list[Turn], rule: str) -> list[Turn]:

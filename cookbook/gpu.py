@@ -7,6 +7,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from cookbook.profiles import CookbookError
 
@@ -103,3 +104,39 @@ def _mask_unless_training(
             'Set `tokenizer.padding_side = "right"` for training.'
         )
     return None
+
+
+def sampling_engine(settings: SimpleNamespace, dtype: torch.dtype) -> dict[str, Any]:
+    """Return GRPO's arguments for the best engine that is installed to sample by, and name it.
+
+    On a GPU a token takes as long for one answer as for hundreds, so all answers of a step are
+    sampled together: by vLLM, in the same process; else by transformers' continuous batching where
+    flash-attn is, without whose kernel every answer's attention to all the others is computed, only
+    to be masked; else by `generate`, which needs no arguments. `settings` is the notebook's
+    `config`.
+    """
+    from trl.import_utils import is_vllm_available
+
+    longest = settings.max_prompt_length + settings.max_completion_length
+    engine: dict[str, Any] = {}
+    if is_vllm_available():
+        engine = {
+            "use_vllm": True,
+            "vllm_mode": "colocate",
+            "vllm_max_model_length": longest,
+            "vllm_gpu_memory_utilization": 0.2,  # its share of the card; training needs the rest
+        }
+    elif is_flash_attn_2_available() and dtype != torch.float16:
+        pages = -(-longest // 256)  # of the cache of keys and values, for each answer
+        answers = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+        engine = {
+            "use_transformers_continuous_batching": True,
+            "transformers_continuous_batching_config": {
+                "num_blocks": answers * pages,
+                "max_batch_tokens": 1024,
+            },
+            # With True, TRL 1.16 casts the adapters to bfloat16 to sample, and leaves them so.
+            "bf16": False,
+        }
+    print(f"sampling by {next(iter(engine), 'generate')}")
+    return engine

@@ -15,7 +15,7 @@ from pickle import UnpicklingError
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from datasets import DatasetDict, exceptions, load_dataset
+from datasets import DatasetDict, IterableDataset, exceptions, load_dataset
 from datasets.data_files import EmptyDatasetError
 from huggingface_hub import HfApi, constants, errors, get_token, hf_hub_download
 from safetensors import SafetensorError
@@ -123,6 +123,13 @@ def load_data_set(name: str, configuration: str | None = None) -> DatasetDict:
         raise
     except Exception as error:  # the library that reads one of the files can raise anything
         raise HubError(_Failure(error, name, "data set").says("words")) from error
+
+
+def stream(name: str) -> IterableDataset:
+    """Return the training rows of a data set on the Hub, read while they arrive."""
+    with explained(name, "data set"):
+        chosen = configuration_for(name)
+        return load_dataset(name, chosen, split="train", streaming=True)
 
 
 def configuration_for(name: str, configuration: str | None = None) -> str | None:

@@ -18,7 +18,7 @@ import torch
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from cookbook.profiles import CookbookError, join_processes
+from cookbook.profiles import ROOT, CookbookError, join_processes
 
 _PR_SET_PDEATHSIG = 1  # from Linux's sys/prctl.h
 
@@ -41,6 +41,9 @@ def launch(function: Callable[..., None], *arguments: Any, processes: int) -> No
     threads = max(1, (os.cpu_count() or 1) // processes)
     # Text is UTF-8, whatever the locale says: what they print goes into the notebook.
     settings = {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1", "PYTHONUTF8": "1"}
+    # Where the package is not installed, a notebook finds it beside its folder: so must they.
+    paths = filter(None, (os.environ.get("PYTHONPATH"), str(ROOT)))
+    settings["PYTHONPATH"] = os.pathsep.join(paths)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # what this process has kept of a GPU, they may need
     with tempfile.TemporaryDirectory() as folder:

@@ -5,13 +5,14 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -318,17 +319,41 @@ _BOTH_WAYS = ("xlnet",)  # transformers counts it among causal models; its token
 _SEES = {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
 
 
-def causal_class(model_path: str) -> tuple[Any, PreTrainedConfig, dict[str, str] | None]:
-    """Return a decoder's class, its configuration, and the `key_mapping` of `from_pretrained`.
+def config_of(model_path: str) -> PreTrainedConfig:
+    """Return the configuration of the model that `from_pretrained` here loads; say if in part."""
+    config, part, _ = _text_part(model_path)
+    if part is not None:
+        print(f"This model also sees: its text part ({config.model_type}) is trained, alone.")
+    return config
 
-    Of a model that also sees, they are those of its text part, which is loaded alone; one line says
-    so. Its weights have other names in the file: without the mapping transformers would find none
-    of them and start from random ones.
+
+def from_pretrained(model_path: str, **options: Any) -> PreTrainedModel:
+    """Return a language model, whole, from the class of transformers that it needs.
+
+    `options` are those of transformers' `from_pretrained`, which this calls: on
+    `AutoModelForCausalLM`, on `AutoModelForSeq2SeqLM` for an encoder-decoder, or, of a model that
+    also sees, on the class of its text part. That one's weights have other names in the file:
+    without a mapping transformers would find none of them and start from random ones.
+
+    Raises `CookbookError` where weights are missing from the files, or layers left over.
+    """
+    config, part, names = _text_part(model_path)
+    kind = part or (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM)
+    options = {"config": config, "key_mapping": names, "output_loading_info": True} | options
+    model: PreTrainedModel
+    model, loaded = cast(Any, kind).from_pretrained(model_path, **options)
+    _check_loaded(loaded)
+    return model
+
+
+def _text_part(model_path: str) -> tuple[PreTrainedConfig, Any, dict[str, str] | None]:
+    """Return a model's configuration; of one that also sees, that of its text, and the class and
+    the `key_mapping` with which that is loaded alone.
     """
     whole = AutoConfig.from_pretrained(model_path)
     text = whole.get_text_config()
     if text is whole or whole.model_type not in _SEES:
-        return AutoModelForCausalLM, whole, None
+        return whole, None, None
     text = _as_text_alone(text)
     if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise CookbookError(
@@ -336,8 +361,7 @@ def causal_class(model_path: str) -> tuple[Any, PreTrainedConfig, dict[str, str]
             "COOKBOOK_MODEL to a model of text."
         )
     text.tie_word_embeddings = getattr(whole, "tie_word_embeddings", text.tie_word_embeddings)
-    print(f"This model also sees: its text part ({text.model_type}) is trained, alone.")
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(text)], text, dict(_TEXT_NAMES)
+    return text, MODEL_FOR_CAUSAL_LM_MAPPING[type(text)], dict(_TEXT_NAMES)
 
 
 _TEXT_NAMES = {
@@ -365,7 +389,7 @@ def _as_text_alone(text: PreTrainedConfig) -> PreTrainedConfig:
     return CONFIG_MAPPING[kind](**settings)
 
 
-def check_loaded(loaded: dict[str, Any]) -> None:
+def _check_loaded(loaded: dict[str, Any]) -> None:
     """Raise `CookbookError` where weights are missing from a model's files, or layers left over.
 
     `loaded` is what `from_pretrained(output_loading_info=True)` returns beside the model.

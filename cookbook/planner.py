@@ -7,7 +7,7 @@ and precision.
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from statistics import mean
@@ -29,13 +29,15 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     Trainer,
 )
 from transformers.integrations import moe  # noqa: F401  (defines torch.ops.transformers)
 
 from cookbook.chat import IGNORED
-from cookbook.experts import active_weights
-from cookbook.memory import GIB, peak_memory_bytes
+from cookbook.cpu import attention, can_share_prompts, prepare
+from cookbook.experts import active_weights, quantize
+from cookbook.memory import GIB, free_bytes, peak_memory_bytes
 from cookbook.profiles import CookbookError
 from cookbook.training import step_of, train_in_float32
 
@@ -46,6 +48,12 @@ NF4_BITS = 4.127
 # between tensors of ever other sizes. glibc's malloc, kept from returning memory: 1.6 to 2.2,
 # measured with the recipes. CUDA's caching allocator: PyTorch's notes on memory management.
 ALLOCATOR = {"cpu": 1.85, "cuda": 1.15}
+# Seconds of a training step over those of its parts, timed alone: data, logging, what the parts
+# push out of each other's caches. Recorded: a run under results/recipes holds both.
+BESIDE_PARTS = 1.3
+_TIMED_LAYERS = (5, 2, 1)  # of a model, timed instead of all; fewer where they are large
+_LONGEST_STEP = 6.0  # seconds that one step of them may take, about
+_USUAL_SHARE = 0.35  # of a large product's rate, where not even one layer can be timed
 
 
 def _grouped(left: Any, right: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
@@ -105,15 +113,14 @@ class Plan:
 
     memory: Memory
     operations: float  # of the whole training
-    rate: float  # operations a second of a large matrix product, here
-    efficiency: float  # the share of that rate which training reaches
+    rate: float  # operations a second that training reaches, here
     weights: int = 0  # of the model, without adapters
     active: int = 0  # those that a token goes through: fewer where there are experts
 
     @property
     def seconds(self) -> float:
         """Seconds from the first training step to the last."""
-        return self.operations / (self.rate * self.efficiency)
+        return self.operations / self.rate
 
     def __str__(self) -> str:
         rows = [
@@ -124,8 +131,8 @@ class Plan:
         if self.active != self.weights:
             rows.append(f"{self.weights:,} weights held, {self.active:,} active for a token")
         rows.append(
-            f"{self.seconds / 60:.1f} minutes: {self.operations:.2e} operations at "
-            f"{self.efficiency:.0%} of {self.rate:.2e} a second"
+            f"{self.seconds / 60:.1f} minutes: {self.operations:.2e} operations, "
+            f"{self.rate:.2e} a second"
         )
         return "\n".join(rows)
 
@@ -163,17 +170,19 @@ def plan_training(
     base_dtype: torch.dtype | None = None,
     passes: float = 1.0,
     beside: float = 0.0,
+    eager: bool = True,
 ) -> Plan:
     """Predict the memory of a step over `longest` and the time of `max_steps` over `typical`.
 
-    `settings` is the notebook's `config`; its `efficiency` is the share of a large matrix product's
-    rate that training reaches, as recorded before. `dtype` is what the device computes in under
-    autocast; a frozen base is held in it too, or in `base_dtype`. What is trained is float32.
-    `passes` multiplies the operations, for what a method does beside training passes. `beside` is
-    what another model takes, in bytes, that will be held meanwhile.
+    `settings` is the notebook's `config`. Minutes are what a few of the model's layers, with random
+    weights, take on this machine now, for as many operations as all have. `dtype` is what the
+    device computes in under autocast; a frozen base is held in it too, or in `base_dtype`. What is
+    trained is float32. `passes` multiplies the operations, for what a method does beside training
+    passes. `beside` is what another model takes, in bytes, that will be held meanwhile. `eager` is
+    as in `cpu.prepare`.
     """
     held = torch.float32 if lora is None else base_dtype or dtype
-    models = [_without_content(model_config, settings, held, lora, count) for count in (None, 1, 2)]
+    models = [_without_content(model_config, held, lora, n, eager) for n in (None, 1, 2)]
     checkpointing = bool(getattr(settings, "activation_checkpointing", False))
     kept, logits, operations = _needs(models, longest, dtype, checkpointing)
     if typical != longest:
@@ -186,10 +195,17 @@ def plan_training(
         frozen = _in_4_bits(model, frozen)
     active, weights = active_weights(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    steps = settings.max_steps * settings.gradient_accumulation_steps
+    process = beside + (device == "cpu") * float(psutil.Process().memory_info().rss)
+    micro_batches = settings.gradient_accumulation_steps
+    setup = _Setup(model_config, held, lora, eager, load_in_4bit, dtype)
+    devices = [torch.cuda.current_device()] if device == "cuda" else []
+    with torch.random.fork_rng(devices):  # what is drawn later does not depend on a plan
+        step, update = _seconds(setup, typical, operations, trained)
+    seconds = BESIDE_PARTS * (passes * micro_batches * step + update)
+    operations *= passes * micro_batches
     return Plan(
         Memory(
-            process=beside + (device == "cpu") * float(psutil.Process().memory_info().rss),
+            process=process,
             base_weights=4.0 * trained if lora is None else frozen,
             adapter_weights=0.0 if lora is None else 4.0 * trained,
             gradients=4.0 * trained,
@@ -197,9 +213,8 @@ def plan_training(
             activations=ALLOCATOR[device] * kept,
             logits=logits,
         ),
-        operations=passes * steps * operations,
-        rate=matmul_rate(dtype),
-        efficiency=settings.efficiency,
+        operations=settings.max_steps * operations,
+        rate=operations / seconds,
         weights=weights,
         active=active,
     )
@@ -231,6 +246,31 @@ def shapes(
     )
 
 
+def answer_shapes(
+    prompts: Iterable[list[dict[str, Any]]],
+    tokenizer: PreTrainedTokenizerBase,
+    model_config: PretrainedConfig,
+    settings: SimpleNamespace,
+) -> tuple[Shape, Shape]:
+    """Return the longest and the typical micro-batch of GRPO, if answers grow as long as they may.
+
+    A prompt is read once for its whole group where `cpu.share_prompts` sees to it, or else with
+    every answer.
+    """
+    template: Any = tokenizer.apply_chat_template
+    lengths = [len(template(p, add_generation_prompt=True, return_dict=False)) for p in prompts]
+    answers, new = settings.per_device_train_batch_size, settings.max_completion_length
+    group = settings.num_generations
+    shared = can_share_prompts(model_config, settings.activation_checkpointing)
+
+    def shape(length: int) -> Shape:
+        if shared:
+            return Shape(answers // group, length, new, answers=group)
+        return Shape(answers, length + new, new)
+
+    return shape(max(lengths)), shape(sum(lengths) // len(lengths))
+
+
 def matmul_rate(dtype: torch.dtype, seconds: float = 0.1) -> float:
     """Return the operations a second of a large matrix product on this machine's fastest device.
 
@@ -258,32 +298,144 @@ def matmul_rate(dtype: torch.dtype, seconds: float = 0.1) -> float:
     return 2.0 * size**3 / min(multiply(size, count) for _ in range(10))
 
 
+@dataclass(frozen=True)
+class _Setup:
+    """How a model is trained: what `plan_training` was asked for."""
+
+    config: PretrainedConfig
+    held: torch.dtype
+    lora: Any
+    eager: bool
+    load_in_4bit: bool
+    dtype: torch.dtype
+
+
+def _seconds(setup: _Setup, shape: Shape, operations: float, trained: int) -> tuple[float, float]:
+    """Return the seconds of a micro-batch of that many `operations`, and those of an update of
+    `trained` weights.
+
+    One layer and a few are timed, which tells what each further one adds.
+    """
+    rate = _USUAL_SHARE * matmul_rate(setup.dtype)
+    few = _timed(setup, 1, shape, rate)
+    if few is None:
+        return operations / rate, 0.0
+    layers = int(setup.config.get_text_config().num_hidden_layers)
+    counts = [count for count in _TIMED_LAYERS if count <= layers]
+    more = next(filter(None, (_timed(setup, count, shape, rate) for count in counts)))
+    slope = few.step / few.operations
+    if more.operations > few.operations:
+        slope = max(0.0, more.step - few.step) / (more.operations - few.operations)
+    step = few.step + (operations - few.operations) * slope
+    return step, more.update * trained / more.trained
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """What a part of a model took, in seconds, for its operations and its trained weights."""
+
+    operations: float
+    step: float
+    update: float
+    trained: int
+
+
+def _timed(setup: _Setup, layers: int, shape: Shape, rate: float) -> _Timed | None:
+    """Train the first `layers` on random tokens for some steps; None where they are too large."""
+    outline = _without_content(setup.config, setup.held, setup.lora, layers, setup.eager)
+    _, _, operations, _ = _trace(outline, shape, setup.dtype)
+    size = sum(one.numel() * one.element_size() for one in outline.parameters())
+    if operations > rate * _LONGEST_STEP or size > free_bytes() / 4:
+        return None
+    model = _with_content(setup, layers)
+    weights = [one for one in model.parameters() if one.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=0.0, fused=True)
+
+    def step() -> None:
+        _step(model, shape, setup.dtype)
+
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+
+    return _Timed(operations, _best(step), _best(update), sum(one.numel() for one in weights))
+
+
+def _best(function: Callable[[], None], times: int = 4) -> float:
+    """Return the seconds of the fastest of several calls, after one that does not count."""
+    found = []
+    for _ in range(times + 1):
+        begin = time.perf_counter()
+        function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - begin)
+    return min(found[1:])
+
+
+def _step(model: PreTrainedModel, shape: Shape, dtype: torch.dtype) -> None:
+    """Run a micro-batch forward and backward, as a trainer does."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    autocast = torch.autocast(device, dtype) if dtype != torch.float32 else nullcontext()
+    with autocast, _lean(model):
+        logits = _forward(model, shape, device)
+        targets = torch.zeros(len(logits), dtype=torch.long, device=device)
+        loss = functional.cross_entropy(logits.float(), targets)
+    loss.backward()
+
+
+def _with_content(setup: _Setup, layers: int) -> PreTrainedModel:
+    """Return the model's first `layers` with random weights, ready to be trained."""
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = _family(setup.config).from_config(_first(setup.config, layers), dtype=setup.held)
+    if setup.load_in_4bit:
+        quantize(model, setup.dtype)
+    prepare(model, eager=setup.eager, keep_memory=False)
+    return _adapted(model, setup.lora)
+
+
 def _without_content(
     model_config: PretrainedConfig,
-    settings: SimpleNamespace,
     dtype: torch.dtype,
     lora: Any,
     layers: int | None,
+    eager: bool,
 ) -> PreTrainedModel:
     """Return the model as it will be trained, or its first `layers`, with shapes for weights."""
+    with torch.device("meta"):
+        model = _family(model_config).from_config(
+            _first(model_config, layers),
+            dtype=dtype,
+            attn_implementation=attention() if eager else None,
+        )
+        return _adapted(model, lora)
+
+
+def _family(config: PretrainedConfig) -> Any:
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _first(model_config: PretrainedConfig, layers: int | None) -> PretrainedConfig:
+    """Return the configuration of a model of text, or of its first `layers`."""
     pairs = model_config.is_encoder_decoder
-    kind: Any = AutoModelForSeq2SeqLM if pairs else AutoModelForCausalLM
     config = copy.deepcopy(model_config if pairs else model_config.get_text_config())
     if layers:
         config.num_hidden_layers = layers
         for kinds in ("layer_types", "mlp_layer_types"):
             if vars(config).get(kinds):  # some compute it: Jamba
                 setattr(config, kinds, getattr(config, kinds)[:layers])
-    attention = getattr(settings, "attn_implementation", None)
-    with torch.device("meta"):
-        chosen = {} if attention is None else {"attn_implementation": attention}
-        model: PreTrainedModel = kind.from_config(config, dtype=dtype, **chosen)
-        if lora is not None:
-            from peft import get_peft_model
+    return config
 
-            # peft writes the names of the layers it finds into the configuration it is given
-            model = get_peft_model(model, copy.deepcopy(lora))
-            train_in_float32(model)
+
+def _adapted(model: PreTrainedModel, lora: Any) -> PreTrainedModel:
+    """Return the model in training mode, with adapters in float32 where it gets some."""
+    if lora is not None:
+        from peft import get_peft_model
+
+        # peft writes the names of the layers it finds into the configuration it is given
+        wrapped: Any = get_peft_model(model, copy.deepcopy(lora))
+        train_in_float32(wrapped)
+        model = wrapped
     model.train()
     return model
 
@@ -345,7 +497,7 @@ def _trace(model: PreTrainedModel, shape: Shape, dtype: torch.dtype) -> tuple[fl
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with FlopCounterMode(display=False, custom_mapping=OF_EXPERTS) as counter:
             with hooks, autocast, _lean(model), _content_missed(model):
-                logits = _forward(model, shape, device).flatten(0, 1)
+                logits = _forward(model, shape, device)
             total = float(sum(size for size, _ in kept.values()))
             targets = torch.zeros(len(logits), dtype=torch.long, device=device)
             loss = functional.cross_entropy(logits.float(), targets)
@@ -358,7 +510,7 @@ def _trace(model: PreTrainedModel, shape: Shape, dtype: torch.dtype) -> tuple[fl
 
 
 def _forward(model: PreTrainedModel, shape: Shape, device: str) -> torch.Tensor:
-    """Return the logits of a micro-batch: (rows, outputs, vocabulary)."""
+    """Return the logits of a micro-batch: (rows * outputs, vocabulary)."""
 
     def tokens(rows: int, length: int) -> torch.Tensor:
         return torch.ones(rows, length, dtype=torch.long, device=device)
@@ -366,7 +518,11 @@ def _forward(model: PreTrainedModel, shape: Shape, device: str) -> torch.Tensor:
     call: Any = model
     ids = tokens(shape.rows, shape.length)
     head: Any = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda _, hidden: (hidden[0][:, -shape.outputs :],))
+
+    def at_outputs(_: Any, hidden: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        return (hidden[0][:, -shape.outputs :].flatten(0, 1),)  # as `training.output_layer_at`
+
+    hook = head.register_forward_pre_hook(at_outputs)
     try:
         if model.config.is_encoder_decoder:
             target = tokens(shape.rows, shape.outputs)

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ _WHOLE_NUMBERS = {
     "COOKBOOK_SEED": "seed",
     "COOKBOOK_MAX_LENGTH": "max_length",
 }
+# What no notebook imports: what opens them, and what torch's own wheel brings.
+_NOT_IMPORTED = re.compile(r"jupyterlab$|nvidia-")
 _NAMES = {"COOKBOOK_MODEL": "model", "COOKBOOK_DATASET": "dataset"}
 # Files that `datasets` reads, through its cache; text files are parsed in memory.
 _CACHED = (".parquet", ".pq", ".arrow", ".feather")
@@ -41,8 +44,26 @@ class CookbookError(RuntimeError):
         return [f"{type(self).__name__}: {self}"]
 
 
-def choose_profile(profiles: Mapping[str, Mapping[str, Any]]) -> SimpleNamespace:
-    """Pick this machine's column of a notebook's `PROFILES` table and apply the overrides.
+def columns(settings: Mapping[str, tuple[Any, ...]]) -> dict[str, dict[str, Any]]:
+    """Return profile -> its settings, from a notebook's table with one row for each setting.
+
+    A row holds a value for each of `PROFILE_NAMES`, in that order; None stands for a setting that a
+    profile has not. Raises `CookbookError` for a row of another length.
+    """
+    for name, row in settings.items():
+        if not isinstance(row, tuple) or len(row) != len(PROFILE_NAMES):
+            raise CookbookError(
+                f"The row {name!r} of SETTINGS needs a value for each of "
+                f"{', '.join(PROFILE_NAMES)}, in brackets; it is {row!r}."
+            )
+    return {
+        profile: {name: row[at] for name, row in settings.items() if row[at] is not None}
+        for at, profile in enumerate(PROFILE_NAMES)
+    }
+
+
+def choose_profile(settings: Mapping[str, tuple[Any, ...]]) -> SimpleNamespace:
+    """Pick this machine's column of a notebook's `SETTINGS` table and apply the overrides.
 
     `COOKBOOK_PROFILE` forces a profile; otherwise no CUDA means `cpu`, a card under 40 GB `gpu16`,
     a larger one `gpu80`. `COOKBOOK_MODEL`, `COOKBOOK_DATASET`, `COOKBOOK_MAX_STEPS`,
@@ -54,6 +75,7 @@ def choose_profile(profiles: Mapping[str, Mapping[str, Any]]) -> SimpleNamespace
     """
     join_processes()
     name = os.environ.get("COOKBOOK_PROFILE") or _profile_of_this_machine()
+    profiles = columns(settings)
     if name not in profiles:
         raise CookbookError(
             f"COOKBOOK_PROFILE is {name!r}, but the profiles are {', '.join(profiles)}. "
@@ -64,20 +86,28 @@ def choose_profile(profiles: Mapping[str, Mapping[str, Any]]) -> SimpleNamespace
             f"The profile {name} needs a CUDA GPU and torch sees none. Use `COOKBOOK_PROFILE=cpu`, "
             "or set `COOKBOOK_ALLOW_CPU=1` to walk through it on the CPU (with a tiny model)."
         )
-    settings: dict[str, Any] = {"seed": 0, **profiles[name], "profile": name}
-    settings["own"] = any(os.environ.get(variable) for variable in _NAMES)
+    chosen: dict[str, Any] = {"seed": 0, **profiles[name], "profile": name}
+    chosen["own"] = any(os.environ.get(variable) for variable in _NAMES)
     for variable, key in _NAMES.items():
         if text := os.environ.get(variable):
-            settings[key] = _named(text)
+            chosen[key] = _named(text)
     for variable, key in _WHOLE_NUMBERS.items():
         if text := os.environ.get(variable):
-            if key not in settings:
+            if key not in chosen:
                 raise CookbookError(f"{variable} is set, but this recipe has no `{key}`: unset it.")
-            settings[key] = _whole_number(variable, text)
-    if settings["max_steps"] == 0:
+            chosen[key] = _whole_number(variable, text)
+    if chosen["max_steps"] == 0:
         raise CookbookError("COOKBOOK_MAX_STEPS is 0: nothing would be trained. Set 1 or more.")
-    _check_caches(str(settings["dataset"]))
-    return SimpleNamespace(**settings)
+    _check_caches(str(chosen["dataset"]))
+    return SimpleNamespace(**chosen)
+
+
+def settings_text(config: SimpleNamespace) -> str:
+    """Return this run's settings as a small table, the profile first."""
+    rows = {"profile": config.profile, **vars(config)}
+    del rows["own"]
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
 
 def place_in_launch() -> tuple[int, int]:
@@ -191,10 +221,11 @@ def check_environment(group: str, root: Path = ROOT) -> str:
 
     Checks that every core package and every package of the technique's `group` is installed, at a
     version that `pyproject.toml` allows. Installs nothing. With `COOKBOOK_ANY_VERSION=1` other
-    versions are named in the table instead, so that `make gpu-check` runs on what a machine has.
+    versions are named in the table instead, for machines with a torch of their own.
     Silences one warning of bitsandbytes, whose import comes after this.
     """
-    core, own = required_packages(root=root), required_packages(group, root)
+    core = [one for one in required_packages(root=root) if not _NOT_IMPORTED.match(one.name)]
+    own = required_packages(group, root)
     versions = {one.name: _installed_version(one.name) for one in [*core, *own]}
     missing = [name for name, version in versions.items() if version is None]
     wrong = [
@@ -205,7 +236,10 @@ def check_environment(group: str, root: Path = ROOT) -> str:
     tolerated = wrong if _allowed("COOKBOOK_ANY_VERSION") else []
     if missing or wrong != tolerated:
         problems = [*(f"{name} is not installed" for name in missing), *wrong]
-        raise CookbookError(f"{'; '.join(problems)}. Run: make install-{group}")
+        mend = f"Run: make install-{group}"
+        if not missing:
+            mend += ", or set COOKBOOK_ANY_VERSION=1 to try these"
+        raise CookbookError(f"{'; '.join(problems)}. {mend}")
     shown = ["torch", "transformers", *(one.name for one in own)]
     rows = {name: str(versions[name]) for name in dict.fromkeys(shown)}
     rows |= {"device": device_name(), "precision": str(compute_dtype()).removeprefix("torch.")}

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,15 +13,19 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from datasets import Dataset
+from huggingface_hub import ModelCard
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from transformers import Trainer
 
+from cookbook import cpu
 from cookbook.evaluation import Score
 from cookbook.memory import peak_memory_bytes
+from cookbook.models import digest_of, identity_of
 from cookbook.paths import typed_path
 from cookbook.profiles import ROOT, compute_dtype, device_name, place_in_launch
-from cookbook.training import loss_curve, moving_mean, step_of, write_atomically
+from cookbook.training import loss_curve, moving_mean, prepare_run, step_of, write_atomically
 
 FORGOTTEN = 0.3  # nats a token; a rise of the loss on general text that asks for a change
 COLORS = ("#30638e", "#d1495b", "#edae49")
@@ -36,6 +40,48 @@ def run_folder(recipe: str, config: SimpleNamespace) -> Path:
     named = os.environ.get("COOKBOOK_RUNS")
     runs = typed_path(named) if named else ROOT / "runs"
     return runs / recipe / f"{config.profile}{'-own' if config.own else ''}"
+
+
+def begin_run(
+    recipe: str, config: SimpleNamespace, model: str | None, rows: Iterable[Any] = ()
+) -> Path:
+    """Return the folder of this run of a recipe, ready: see `training.prepare_run`.
+
+    `model` and `rows` are what is trained, and on what: a run made of others moves aside. None is a
+    model of random weights. Of a stream of rows nothing is known before they are read.
+    """
+    there = [one for one in rows if isinstance(one, Dataset)]
+    made_of = identity_of(model, there) if model else {"rows": digest_of(there)}
+    return prepare_run(run_folder(recipe, config), config, made_of)
+
+
+def bookkeeping(
+    folder: Path,
+    config: SimpleNamespace,
+    *,
+    steps: int | None = None,
+    logs: int = 40,
+    saves: int = 4,
+    tokens: str | None = "non_padding",
+) -> dict[str, Any]:
+    """Return a trainer's arguments that change nothing of what is learned.
+
+    Checkpoints go to `folder`, about `saves` in a training of `steps` (or `config.max_steps`), of
+    which two stay; about `logs` lines are logged, for tensorboard too. `tokens` says which count.
+    The seed is the run's, and a processor gets what it needs (`cpu.arguments`).
+    """
+    steps = config.max_steps if steps is None else steps
+    return {
+        "output_dir": str(folder),
+        "max_steps": steps,
+        "logging_steps": max(1, steps // logs),
+        "save_steps": max(1, steps // saves),
+        "save_total_limit": 2,
+        "seed": config.seed,
+        "report_to": "tensorboard",
+        **({"include_num_input_tokens_seen": tokens} if tokens else {}),
+        **cpu.arguments(),
+    }
 
 
 def metric(
@@ -142,6 +188,31 @@ def _public_name(source: str) -> str:
 def _installed(names: Sequence[str]) -> dict[str, str]:
     present = {one.name.lower() for one in metadata.distributions()}
     return {name: metadata.version(name) for name in names if name in present}
+
+
+def write_card(folder: Path, content: dict[str, Any], kind: str = "LoRA adapter") -> None:
+    """Write a model card into a saved model's folder: where it comes from, and what it scores.
+
+    The folder's files are printed. `content` is that of `metrics.json`; `kind` is what the folder holds, whose files are printed.
+    """
+    train = content["train"]
+    ModelCard(f"""---
+library_name: {"peft" if "adapter" in kind else "transformers"}
+base_model: {content["model"]}
+---
+# {kind} for {content["model"]}
+
+Trained by the notebook {content["recipe"]}, profile {content["profile"]}, seed {content["seed"]},
+on {content["dataset"]} ({train["tokens"]} tokens, {train["steps"]} steps).
+
+```
+{before_after_table(content)}
+```
+
+Licences: those of the base model and of the data apply.
+""").save(folder / "README.md")
+    print(*sorted(path.name for path in folder.iterdir()), sep="\n")
+    print(*sorted(path.name for path in folder.iterdir()), sep="\n")
 
 
 def before_after_table(content: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from cookbook.chat import IGNORED
+from cookbook.memory import peak_memory_bytes, reset_peak
 from cookbook.profiles import CookbookError, place_in_launch
 
 WORLD_SIZE = "world_size"  # the file of a checkpoint that tells how many processes wrote it
@@ -180,6 +181,40 @@ def train_in_float32(model: torch.nn.Module) -> int:
 def trainable_weights(model: torch.nn.Module) -> int:
     """Return how many weights of the model are trained."""
     return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+
+
+def copy_of_trainable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weights that are trained as they are now, by name."""
+    named = ((name, one) for name, one in model.named_parameters() if one.requires_grad)
+    return {name: one.detach().clone() for name, one in named}
+
+
+def largest_change(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> float:
+    """Return by how much that weight changed which changed most since `copy_of_trainable`.
+
+    Raises `CookbookError` where one is in another precision now: an engine that samples in 16 bits
+    must not leave them so.
+    """
+    changes = []
+    for name, old in before.items():
+        now = model.get_parameter(name).detach()
+        if now.dtype != old.dtype:
+            raise CookbookError(f"{name} was {old.dtype} and is {now.dtype} after training.")
+        changes.append(float((now - old).abs().max()))
+    return max(changes)
+
+
+def costs(trainer: Any) -> dict[str, float]:
+    """Return what a training took, right after it, and free what its optimizer remembers.
+
+    Without a trainer's `optimizer` its other parts would still hold it.
+    """
+    trainer.optimizer.state.clear()  # AdamW's means
+    return {
+        "weights_trained": trainable_weights(trainer.model),
+        "seconds": trainer.state.log_history[-1]["train_runtime"],
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
 
 
 def check_gradients(model: torch.nn.Module, loss: torch.Tensor) -> int:
@@ -371,15 +406,20 @@ class _Guard(TrainerCallback):
 
 
 @contextmanager
-def guarded(trainer: Trainer) -> Iterator[None]:
+def guarded(trainer: Trainer) -> Iterator[str | None]:
     """Train inside this: whatever ends a training early costs no more than the steps since a save.
+
+    It gives the newest whole checkpoint of an interrupted run, to go on from, or None. The count
+    of peak memory begins anew.
 
     SIGTERM, sent to a machine that is taken away, saves a checkpoint after the step at hand and
     then ends the process. Used-up memory or disk raises `CookbookError` with what to change. So
     does a training that ended before its last step, so that no cell scores it as finished. From
     the checkpoint of the last step nothing more is trained. Where rows come in random order the
-    longest are tried first, so that a lack of memory shows now and not hours later.
+    longest are tried first, so that a lack of memory shows now and not hours later. Meanwhile
+    adapters leave casts to autocast, which makes them anyway.
     """
+    checkpoint = newest_whole_checkpoint(Path(str(trainer.args.output_dir)))
     callback, start = _Guard(trainer), time.monotonic()
     if _weight_of_routers(trainer):
         # TRL sets it, and asks in each call besides. Left in the configuration, and in those of
@@ -388,8 +428,10 @@ def guarded(trainer: Trainer) -> Iterator[None]:
         model.config.get_text_config().output_router_logits = False
     trainer.add_callback(callback)
     usual = signal.signal(signal.SIGTERM, callback.ask)
+    reset_peak()
     try:
-        yield
+        with _casts_left_to_autocast(trainer):
+            yield checkpoint
     except _AllTrained:
         trainer.log({"train_runtime": time.monotonic() - start})
     except (RuntimeError, MemoryError, OSError, SafetensorError) as error:
@@ -411,13 +453,27 @@ def guarded(trainer: Trainer) -> Iterator[None]:
         )
 
 
+@contextmanager
+def _casts_left_to_autocast(trainer: Any) -> Iterator[None]:
+    """Keep peft from casting a layer's input to its adapter's precision, and autocast from casting
+    it back. Not in GRPO: answers are sampled outside of autocast.
+    """
+    if not hasattr(trainer.model, "peft_config") or hasattr(trainer, "reward_funcs"):
+        yield
+        return
+    from peft.helpers import disable_input_dtype_casting
+
+    with disable_input_dtype_casting(trainer.model):
+        yield
+
+
 def _remedy(error: Exception, trainer: Trainer) -> str | None:
     """Return what to change where memory or disk was used up, or None for another error."""
     args = trainer.args
     memory_words = ("out of memory", "allocate memory", "bad_alloc")
     if isinstance(error, MemoryError) or any(word in str(error) for word in memory_words):
         return (
-            "Out of memory. In PROFILES lower `per_device_train_batch_size` "
+            "Out of memory. In SETTINGS lower `per_device_train_batch_size` "
             f"({args.per_device_train_batch_size}) and raise `gradient_accumulation_steps` "
             f"({args.gradient_accumulation_steps}) by the same factor, which trains the same "
             "(`global_batch_size`, where there is one, does that by itself); then set "

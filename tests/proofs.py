@@ -7,8 +7,8 @@ python -m tests.proofs record [AREA...] run the tests of areas and record that t
 `hub/<recipe>` are a recipe's runs against the loopback Hub, `rehearsal/<recipe>` its rehearsals of
 the GPU check; `hub` and `rehearsal` are those of all.
 
-Recipes have records of what they measured (`cookbook.record`). The areas here have records of tests
-that passed: `results/**/proof-<area>.json`, with the digests of what those tests depend on.
+Recipes have records of what they measured (`cookbook.commands.record`). The areas here have records
+of tests that passed: `results/**/proof-<area>.json`, with digests of what those tests depend on.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from typing import Any
 
 import nbformat
 
-from cookbook import proof, record
+from cookbook.commands import proof, record
+from cookbook.commands.run import recipe_of
 from cookbook.profiles import ROOT, device_name
-from cookbook.run import recipe_of
 
 RESULTS = ROOT / "results"
 GROUPS = ("full-finetuning", "peft", "instruction-tuning", "reasoning", "dev")

@@ -26,7 +26,7 @@ from typing import Any
 import nbformat
 import torch
 
-from cookbook import proof, record
+from cookbook.commands import proof, record
 from cookbook.profiles import ROOT, compute_dtype, device_name
 from tests import proofs
 

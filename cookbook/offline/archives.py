@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from cookbook.offline.errors import OfflineError
-from cookbook.offline.manifest import Member
+from cookbook.offline.sources import Member
 
 _CHUNK = 1 << 20  # bytes
 

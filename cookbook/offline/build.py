@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from cookbook.offline.archives import extract
 from cookbook.offline.download import fetch
 from cookbook.offline.errors import OfflineError
-from cookbook.offline.manifest import Product
+from cookbook.offline.sources import Product
 from cookbook.offline.state import RECORD, file_sizes, state_of
 from cookbook.offline.table import megabytes, product_readme
 

@@ -15,6 +15,8 @@ from typing import Any
 from cookbook import problems
 from cookbook.deduplicate import near_duplicates, near_duplicates_within
 from cookbook.offline import documentation, summaries
+from cookbook.offline.archives import extract
+from cookbook.offline.sources import EDITORIALS
 
 Facts = dict[str, int | str]
 Row = dict[str, str]
@@ -179,9 +181,6 @@ def editorial_sentiment(members: Mapping[str, Path], folder: Path) -> Facts:
     An editorial is in one split only; those with a sentence on finance are held out, and these
     sentences are marked. What else those editorials say is left out.
     """
-    from cookbook.offline.archives import extract
-    from cookbook.offline.manifest import EDITORIALS
-
     (inner,) = members.values()
     (ratings,) = extract(inner, (EDITORIALS,), inner.parent).values()
     with ratings.open(encoding="ascii", newline="") as file:

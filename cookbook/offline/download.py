@@ -15,8 +15,8 @@ from unearth.auth import MultiDomainBasicAuth
 from unearth.fetchers import Fetcher, PyPIClient
 
 from cookbook.offline.errors import OfflineError
-from cookbook.offline.manifest import Source
 from cookbook.offline.pip_settings import PipSettings, pip_settings
+from cookbook.offline.sources import Source
 
 ATTEMPTS = 3
 _CHUNK = 1 << 20  # bytes

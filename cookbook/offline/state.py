@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from cookbook.offline.manifest import PRODUCTS, Product
+from cookbook.offline.manifest import PRODUCTS
+from cookbook.offline.sources import Product
 
 State = Literal["built", "not built", "outdated", "damaged"]
 

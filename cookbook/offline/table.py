@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cookbook.offline.manifest import PRODUCTS, Product, Source
+from cookbook.offline.manifest import PRODUCTS
+from cookbook.offline.sources import Product, Source
 from cookbook.offline.state import state_of
 
 README = Path(__file__).with_name("README.md")

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from datasets import disable_progress_bars
 
+from cookbook.commands.record import notebooks
 from cookbook.profiles import ROOT
-from cookbook.record import notebooks
 from tests.bench import documents, gpu, gpu_works, peers, results
 from tests.bench.results import CouldNotRun
 from tests.bench.works import WORKS, Work

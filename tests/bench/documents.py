@@ -1,6 +1,6 @@
-"""Writes what was measured into ARCHITECTURE.md and into the notebooks' "Why it is fast".
+"""Writes what was measured into the pages here and into the notebooks' "Why it is fast".
 
-A generated table of ARCHITECTURE.md stands between `<!-- generated: bench/NAME -->` and `<!-- end
+A generated table of a page stands between `<!-- generated: bench/NAME -->` and `<!-- end
 generated -->`. In a notebook `<!-- measured: WORK -->` stands above a table whose rows begin with a
 setting's name and end with its gain and its memory; only these two are rewritten.
 """
@@ -10,13 +10,14 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cookbook.commands.record import filled
 from cookbook.profiles import ROOT
-from cookbook.record import filled
 from tests.bench import gpu_records, results, scaling
 from tests.bench.results import Record
 from tests.bench.works import WITHOUT
 
-ARCHITECTURE = ROOT / "ARCHITECTURE.md"
+SPEED = ROOT / "tests" / "bench" / "README.md"
+PAGES = (SPEED, SPEED.with_name("SCALING.md"))
 PROFILES = ROOT / "results" / "profiles"
 SHOWN_OPERATIONS = 10
 MEASURED = re.compile(r"<!-- measured: (\S+) -->\n(?:.+\n?)+")
@@ -111,9 +112,10 @@ def rewritten(notebook: str, records: Sequence[Record]) -> str:
 
 
 def rewrite(records: Sequence[Record], notebooks: Sequence[Path]) -> None:
-    """Rewrite ARCHITECTURE.md and the notebooks."""
-    text = ARCHITECTURE.read_text(encoding="utf-8")
-    ARCHITECTURE.write_text(with_tables(text, records), encoding="utf-8")
+    """Rewrite the pages and the notebooks."""
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        path.write_text(with_tables(text, records), encoding="utf-8")
     for path in notebooks:
         text = path.read_text(encoding="utf-8")
         path.write_text(rewritten(text, records), encoding="utf-8")

@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from cookbook.commands.record import in_file_names
 from cookbook.profiles import ROOT, device_name
-from cookbook.record import in_file_names
 from tests.bench.works import LENGTHS, WITHOUT, WORKS, Work
 from tests.gpu.process import run_logged
 

@@ -1,4 +1,4 @@
-"""What 8, 64 and 512 GPUs mean, by arithmetic: the table of ARCHITECTURE.md, "Scaling".
+"""What 8, 64 and 512 GPUs mean, by arithmetic: the table of SCALING.md.
 
 Nothing here is measured. Each figure follows from the constants below, whose sources the document
 names beside the table.

@@ -16,13 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cookbook.commands.record import filled
 from cookbook.profiles import ROOT, device_name
-from cookbook.record import filled
 from tests.containers import engine, trees
 
 PACKAGES = "scripts/poetry.py install --no-root"  # the steps that install what the lock names
 RESULT = ROOT / "results" / "containers" / "images.json"
-ARCHITECTURE = ROOT / "ARCHITECTURE.md"
+PAGE = ROOT / "tests" / "containers" / "README.md"
 
 
 def packages_of(image: dict[str, Any]) -> int:
@@ -113,7 +113,7 @@ def main() -> int:
     }
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    ARCHITECTURE.write_text(with_tables(ARCHITECTURE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     print(json.dumps({"build_seconds": content["build_seconds"]}), f"-> {RESULT.relative_to(ROOT)}")
     return 0
 

@@ -25,6 +25,18 @@ SECTIONS = [
 ]
 PROFILES = ["cpu", "gpu16", "gpu80"]
 SHORTEST_COPY = 4  # lines; shorter pieces are alike by chance
+LONGEST_CELL = 25  # lines of code that a reader takes in at once
+BEFORE = "Before training"
+# What is there because a processor is slow, or a library has a fault on it: behind `cookbook.cpu`.
+BEHIND_THE_DOOR = {
+    "attn_implementation",
+    "dataloader_pin_memory",
+    "disable_input_dtype_casting",
+    "keep_4bit_layers_trainable",
+    "keep_freed_memory",
+    "on_gpu",
+    "use_cpu",
+}
 
 # Import name -> distribution, for packages that are not installed where the rules run.
 KNOWN_DISTRIBUTIONS = {
@@ -130,7 +142,7 @@ def first_cell(notebook: NotebookNode) -> list[str]:
 
 
 def parameters(notebook: NotebookNode) -> list[str]:
-    """Exactly one cell tagged `parameters`; it defines PROFILES as a dict of the profiles."""
+    """Exactly one cell tagged `parameters`; it defines SETTINGS, three values for each setting."""
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1 or tagged[0].cell_type != "code":
         return [f"there are {len(tagged)} cells tagged parameters; one code cell is wanted"]
@@ -142,17 +154,73 @@ def parameters(notebook: NotebookNode) -> list[str]:
         target = node.targets[0] if isinstance(node, ast.Assign) else None
         if isinstance(node, ast.AnnAssign):
             target = node.target
-        if isinstance(target, ast.Name) and target.id == "PROFILES":
+        if isinstance(target, ast.Name) and target.id == "SETTINGS":
             assert isinstance(node, ast.Assign | ast.AnnAssign)
-            return _profile_complaints(node.value)
-    return ["the cell tagged parameters defines no PROFILES"]
+            return _settings_complaints(node.value)
+    return ["the cell tagged parameters defines no SETTINGS"]
 
 
-def _profile_complaints(value: ast.expr | None) -> list[str]:
-    if not isinstance(value, ast.Dict):
-        return ["PROFILES is no dict literal"]
-    keys = [key.value if isinstance(key, ast.Constant) else None for key in value.keys]
-    return [] if keys == PROFILES else [f"PROFILES has the keys {keys}, not {PROFILES}"]
+def _settings_complaints(value: ast.expr | None) -> list[str]:
+    try:
+        table = ast.literal_eval(value) if isinstance(value, ast.Dict) else None
+    except ValueError:
+        table = None
+    if table is None:
+        return ["SETTINGS is no dict literal"]
+    return [
+        f"SETTINGS has no value for each of {', '.join(PROFILES)} in {name}"
+        for name, row in table.items()
+        if not isinstance(row, tuple) or len(row) != len(PROFILES)
+    ]
+
+
+def short_cells(notebook: NotebookNode) -> list[str]:
+    """No cell has more lines than a reader takes in at once; the table of settings may."""
+    lengths = [
+        (number, len(cell.source.splitlines()))
+        for number, cell in enumerate(notebook.cells)
+        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", [])
+    ]
+    return [
+        f"cell {number} has {length} lines; {LONGEST_CELL} are the most"
+        for number, length in lengths
+        if length > LONGEST_CELL
+    ]
+
+
+def scored_before(notebook: NotebookNode) -> list[str]:
+    """Scoring the untrained model is a step of its own in the section on training."""
+    markdown = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    found = [one for cell in markdown for one in headings(cell.source) if one[0] < 4]
+    places = [n for n, one in enumerate(found) if one == (3, BEFORE)]
+    inside = [
+        n for n in places if [text for level, text in found[:n] if level == 2][-1:] == ["Training"]
+    ]
+    return [] if len(inside) == 1 else [f'there is no step "### {BEFORE}" in the section Training']
+
+
+def one_door(notebook: NotebookNode) -> list[str]:
+    """What only a processor needs stands behind `cpu.`, where a reader with a GPU skips it."""
+    used = {
+        getattr(node, "id", getattr(node, "attr", getattr(node, "arg", None)))
+        for node in _nodes(notebook)
+    }
+    used |= {node.value for node in _nodes(notebook) if isinstance(node, ast.Constant)}
+    return [
+        f"{name} is a processor's business: see cookbook/cpu.py"
+        for name in sorted(BEHIND_THE_DOOR)
+        if name in used
+    ]
+
+
+def lesson(notebook: NotebookNode) -> list[str]:
+    """Cells tagged `lesson` are there, and import nothing of this repository."""
+    tagged = [one for one in notebook.cells if "lesson" in one.metadata.get("tags", [])]
+    complaints = [] if len(tagged) > 2 else ["fewer than three cells are tagged lesson"]
+    for cell in tagged:
+        if re.search(r"^\s*(from|import) cookbook\b", cell.source, re.MULTILINE):
+            complaints.append("a cell tagged lesson imports cookbook")
+    return complaints
 
 
 def stripped(notebook: NotebookNode) -> list[str]:
@@ -167,7 +235,7 @@ def stripped(notebook: NotebookNode) -> list[str]:
 
 
 def installs_nothing(notebook: NotebookNode) -> list[str]:
-    """No package manager is called, in whatever way."""
+    """No package manager is called, in whatever way; an error may name the command that mends."""
     pattern = re.compile(
         r"^\s*[!%]|\b(?:pip3?|uv|conda|mamba|apt|apt-get|poetry)\b['\", ]+install\b"
         r"|os\.system|ensurepip",
@@ -176,7 +244,7 @@ def installs_nothing(notebook: NotebookNode) -> list[str]:
     return [
         f"installs something or calls a shell: {match.group().strip()}"
         for source in code_cells(notebook)
-        for match in pattern.finditer(source)
+        for match in pattern.finditer(re.sub(r'raise SystemExit\(\s*"[^"]*"\s*\)', "", source))
     ]
 
 
@@ -308,14 +376,13 @@ def _is_setup(module: ast.Module) -> bool:
 
 def _only_trains(module: ast.Module) -> bool:
     """Tell whether a cell resumes or begins the training, checks that it ended, and no more."""
-    measured = ("memory.reset_peak()", "planned = plan.compared(trainer, checkpoint)")
-    code = [line for node in module.body if (line := ast.unparse(node)) not in measured]
-    return (
-        len(code) == 2
-        and code[0].startswith("checkpoint = training.newest_whole_checkpoint(")
-        and code[1].startswith("with training.guarded(trainer)")
-        and code[1].endswith("\n    trainer.train(resume_from_checkpoint=checkpoint)")
-    )
+    code = [ast.unparse(node) for node in module.body]
+    if "planned = plan.compared(trainer, checkpoint)" in code[1:]:
+        code.remove("planned = plan.compared(trainer, checkpoint)")
+    return code == [
+        "with training.guarded(trainer) as checkpoint:\n"
+        "    trainer.train(resume_from_checkpoint=checkpoint)"
+    ]
 
 
 def _long(title: str, body: list[ast.stmt]) -> Iterator[tuple[str, str]]:

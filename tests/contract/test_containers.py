@@ -142,7 +142,7 @@ def test_the_dev_container_stands_on_the_compose_service() -> None:
 
 
 def test_sizes_and_times_are_the_recorded_ones() -> None:
-    text = recorded.ARCHITECTURE.read_text(encoding="utf-8")
+    text = recorded.PAGE.read_text(encoding="utf-8")
     assert "<!-- generated: containers -->" in text
     assert recorded.with_tables(text) == text, "run: .venv/bin/python -m tests.containers"
 

@@ -28,6 +28,10 @@ SINGLE_RULES: list[Rule] = [
     rules.sections,
     rules.first_cell,
     rules.parameters,
+    rules.short_cells,
+    rules.scored_before,
+    rules.one_door,
+    rules.lesson,
     rules.stripped,
     rules.plain_python,
     rules.installs_nothing,
@@ -88,7 +92,8 @@ You will learn how an adapter is trained.
 | `gpu80` | 20 min | 40 GB |
 
 Licences: Apache-2.0."""
-PROFILES = 'PROFILES = {"cpu": {"steps": 1}, "gpu16": {"steps": 2}, "gpu80": {"steps": 3}}'
+SETTINGS = 'SETTINGS = {"steps": (1, 2, 3)}'
+LESSON = {"tags": ["lesson"]}
 
 
 def good_notebook(code: str = "total = 1 + 1") -> NotebookNode:
@@ -96,7 +101,9 @@ def good_notebook(code: str = "total = 1 + 1") -> NotebookNode:
     cells = [new_markdown_cell(TITLE)]
     for section in rules.SECTIONS:
         cells.append(new_markdown_cell(f"## {section}\n\n```sh\n# a comment, no heading\n```"))
-    cells.insert(2, new_code_cell(PROFILES, metadata={"tags": ["parameters"]}))
+    cells[5].source += "\n\n### Before training"
+    cells.insert(2, new_code_cell(SETTINGS, metadata={"tags": ["parameters"]}))
+    cells += [new_code_cell("import torch", metadata=dict(LESSON)) for _ in range(3)]
     notebook: NotebookNode = new_notebook(cells=[*cells, new_code_cell(code)])
     return notebook
 
@@ -145,7 +152,12 @@ def drop_tag(notebook: NotebookNode) -> None:
 
 def second_tag(notebook: NotebookNode) -> None:
     """Two cells tagged parameters."""
-    notebook.cells.append(new_code_cell(PROFILES, metadata={"tags": ["parameters"]}))
+    notebook.cells.append(new_code_cell(SETTINGS, metadata={"tags": ["parameters"]}))
+
+
+def untag(notebook: NotebookNode) -> None:
+    """One cell is no lesson any more."""
+    notebook.cells[10].metadata = {}
 
 
 def add_output(notebook: NotebookNode) -> None:
@@ -177,9 +189,19 @@ BROKEN: list[tuple[Rule, Change, str]] = [
     (rules.first_cell, replaced(0, "3 GB", "little"), "profile cpu"),
     (rules.parameters, drop_tag, "0 cells tagged"),
     (rules.parameters, second_tag, "2 cells tagged"),
-    (rules.parameters, replaced(2, "PROFILES =", "TABLE ="), "no PROFILES"),
-    (rules.parameters, replaced(2, '"gpu80"', '"gpu90"'), "gpu90"),
-    (rules.parameters, replaced(2, PROFILES, "PROFILES = dict(cpu=1)"), "no dict literal"),
+    (rules.parameters, replaced(2, "SETTINGS =", "TABLE ="), "no SETTINGS"),
+    (rules.parameters, replaced(2, ", 3)", ")"), "cpu, gpu16, gpu80 in steps"),
+    (rules.parameters, replaced(2, "(1, 2, 3)", "3"), "cpu, gpu16, gpu80 in steps"),
+    (rules.parameters, replaced(2, SETTINGS, "SETTINGS = dict(cpu=1)"), "no dict literal"),
+    (rules.parameters, replaced(2, "(1, 2, 3)", "(1, 2, x)"), "no dict literal"),
+    (rules.short_cells, code("a = 1\n" * 26), "has 26 lines"),
+    (rules.scored_before, replaced(6, "### Before", "#### Before"), "Before training"),
+    (rules.one_door, code("f(use_cpu=True)"), "use_cpu"),
+    (rules.one_door, code("memory.keep_freed_memory()"), "keep_freed_memory"),
+    (rules.one_door, code('f(**{"attn_implementation": "eager"})'), "attn_implementation"),
+    (rules.one_door, code("on_gpu = True"), "on_gpu"),
+    (rules.lesson, untag, "fewer than three"),
+    (rules.lesson, replaced(10, "import torch", "from cookbook import data"), "imports cookbook"),
     (rules.stripped, add_output, "outputs"),
     (rules.stripped, add_count, "execution counts"),
     (rules.plain_python, code("!ls"), "!ls"),
@@ -234,9 +256,9 @@ def test_import_rule(folder: str, line: str, is_allowed: bool) -> None:
 FUNCTION = "def add(a, b):\n    c = a\n    d = b\n    e = c + d\n    return e\n"
 
 
-TRAINING = """checkpoint = training.newest_whole_checkpoint(run / "checkpoints")
-with training.guarded(trainer), disable_input_dtype_casting(trainer.model):
-    trainer.train(resume_from_checkpoint=checkpoint)"""
+TRAINING = """with training.guarded(trainer) as checkpoint:
+    trainer.train(resume_from_checkpoint=checkpoint)
+planned = plan.compared(trainer, checkpoint)"""
 
 
 @pytest.mark.parametrize(
@@ -249,7 +271,7 @@ with training.guarded(trainer), disable_input_dtype_casting(trainer.model):
         ("import a\nimport b\nimport c\nimport d",) * 2 + (False,),
         (TRAINING, TRAINING, False),
         (TRAINING + "\nprint(1)", TRAINING + "\nprint(1)", True),
-        ("config = choose_profile(PROFILES)\na = 1\nb = 2\nc = 3",) * 2 + (False,),
+        ("config = choose_profile(SETTINGS)\na = 1\nb = 2\nc = 3",) * 2 + (False,),
     ],
 )
 def test_copy_rule(first: str, second: str, copied: bool) -> None:

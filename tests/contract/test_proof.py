@@ -14,9 +14,9 @@ import nbformat
 import pytest
 import torch
 
-from cookbook import proof, record
+from cookbook.commands import proof, record
+from cookbook.commands.run import recipe_of
 from cookbook.profiles import ROOT
-from cookbook.run import recipe_of
 from tests import proofs, times
 
 pytestmark = pytest.mark.contract
@@ -72,7 +72,7 @@ def test_a_copy_is_as_the_original(tree: Path) -> None:
 
 
 def test_one_comma_in_a_notebook(tree: Path) -> None:
-    edit(tree / f"{FALCON}.ipynb", "choose_profile(PROFILES)", "choose_profile(PROFILES,)")
+    edit(tree / f"{FALCON}.ipynb", "choose_profile(SETTINGS)", "choose_profile(SETTINGS,)")
     assert changed(tree) == {FALCON: ["notebook"]}
 
 
@@ -81,7 +81,7 @@ def test_one_comma_in_a_notebook(tree: Path) -> None:
     [
         ("# Falcon-7B with LoRA", "# Falcon with LoRA"),  # a text cell
         ("  # tokens in prompt and answer together", "  # tokens of both"),
-        ("config = choose_profile(PROFILES)", "config = choose_profile(  PROFILES )\n"),
+        ("config = choose_profile(SETTINGS)", "config = choose_profile(  SETTINGS )\n"),
     ],
 )
 def test_what_does_not_run_does_not_count(old: str, new: str, tree: Path) -> None:
@@ -91,11 +91,11 @@ def test_what_does_not_run_does_not_count(old: str, new: str, tree: Path) -> Non
 
 def test_what_only_a_gpu_runs_leaves_a_processor_s_record_current(tree: Path) -> None:
     """Runs of the GPU profiles against the Hub and in a rehearsal are made again all the same."""
-    edit(tree / f"{FALCON}.ipynb", '"max_length": 1024', '"max_length": 1000')
+    edit(tree / f"{FALCON}.ipynb", "512,    1024)", "512,    1000)")
     assert changed(tree) == {}
     whole = (proof.digests(FALCON, root, gpu=True) for root in (ROOT, tree))
     assert proof.changes(*whole) == ["notebook"]
-    edit(tree / f"{FALCON}.ipynb", '"max_length": 192', '"max_length": 190')
+    edit(tree / f"{FALCON}.ipynb", "(192,    512", "(190,    512")
     assert changed(tree) == {FALCON: ["notebook"]}
 
 
@@ -112,16 +112,16 @@ def test_a_function_that_one_recipe_uses(tree: Path) -> None:
 
 
 def test_a_function_that_others_use_inside(tree: Path) -> None:
-    """`training.keep_4bit_layers_trainable` is called by the two recipes on a 4-bit base."""
-    path = tree / "cookbook" / "training.py"
-    replace(path, "def keep_4bit_layers_trainable(", "def keep_4bit_layers_trainable( *,")
+    """`experts.lora_targets` is called by the recipes with adapters."""
+    path = tree / "cookbook" / "experts.py"
+    replace(path, "def lora_targets(", "def lora_targets( *,")
     users = [
         recipe
         for recipe in RECIPES
-        if "keep_4bit_layers_trainable" in (ROOT / f"{recipe}.ipynb").read_text(encoding="utf-8")
+        if "lora_targets(" in (ROOT / f"{recipe}.ipynb").read_text(encoding="utf-8")
     ]
     assert 0 < len(users) < len(RECIPES)
-    assert changed(tree) == dict.fromkeys(users, ["cookbook.training.keep_4bit_layers_trainable"])
+    assert changed(tree) == dict.fromkeys(users, ["cookbook.experts.lora_targets"])
 
 
 def test_a_part_that_is_used_through_others(tree: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from cookbook import proof, record, run
+from cookbook.commands import proof, record, run
 from cookbook.memory import GIB
 from cookbook.profiles import ROOT
 from tests import proofs
@@ -28,9 +28,6 @@ pytestmark = pytest.mark.contract
 RECIPES = [run.recipe_of(path) for path in record.notebooks()]
 GRPO = "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO"
 EPYC, XEON = "AMD EPYC", "Intel Xeon"  # with units for bfloat16; the second has AMX besides
-# Not mended: with AMX a large product is several times as fast and the rest of a step is not, so
-# that plans say an eighth to a sixth of the time (ARCHITECTURE, "Own data").
-on_amx = pytest.mark.xfail(strict=True, reason="the planner does not know AMX")
 _SLOWER = pytest.mark.xfail(strict=True, reason="31 minutes, with AMX")
 
 
@@ -51,23 +48,18 @@ def minutes(recipe: str, device: str | None = None) -> float:
 
 
 def plans() -> list[Any]:
-    """Return (recipe, what, device) of all plans; those that are known to be off are marked."""
+    """Return (recipe, what, device) of all plans."""
     found = []
     for recipe in RECIPES:
         devices = {one["hardware"]["device"] for one in planned_runs(recipe)}
         for what, device in product(("seconds", "peak_memory_bytes"), sorted(devices)):
-            off = device == XEON and what == "seconds"
-            found.append(pytest.param(recipe, what, device, marks=[on_amx] if off else []))
+            found.append((recipe, what, device))
     return found
 
 
 @pytest.mark.parametrize(("recipe", "what", "device"), plans())
 def test_a_plan_comes_true_within_a_fifth(recipe: str, what: str, device: str) -> None:
-    """In bfloat16, in which a profile's `efficiency` and what memory is kept were recorded.
-
-    Where a CPU has no units for it, products are slower and the rest is not, so that the share of
-    their rate is another; there a plan only has to be safe for memory.
-    """
+    """In bfloat16, in which what memory is kept was recorded; elsewhere a plan has to be safe."""
     for one in planned_runs(recipe):
         if one["hardware"]["device"] != device:
             continue

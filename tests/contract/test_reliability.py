@@ -1,4 +1,4 @@
-"""What ARCHITECTURE.md says of kills and files is what was recorded, and enough of it."""
+"""What the page says of kills and files is what was recorded, and enough of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.contract
 
 
 def test_the_tables_are_the_recorded_ones() -> None:
-    text = tables.ARCHITECTURE.read_text(encoding="utf-8")
+    text = tables.PAGE.read_text(encoding="utf-8")
     assert all(f"<!-- generated: {name} -->" in text for name in tables.TABLES)
     assert tables.with_tables(text) == text, "run: .venv/bin/python -m tests.reliability"
 

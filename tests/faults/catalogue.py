@@ -238,8 +238,8 @@ FAULTS = (
         "answers without a thought are trained with the template of thoughts",
         QWEN3,
         swap(
-            "return with_mode(forms.as_conversations(pairs, quiet=True), thinking)",
-            "return forms.as_conversations(pairs, quiet=True)",
+            '"chat_template_kwargs": {"enable_thinking": thinking},',
+            '"chat_template_kwargs": {"enable_thinking": True},',
         ),
         (f"{HUB}[{QWEN3[:-6]}-gpu16]",),
     ),
@@ -316,7 +316,7 @@ FAULTS = (
         "a token printed",
         "a secret is in the output of an executed notebook",
         FALCON,
-        swap('print(f"profile {config.profile}', 'print(*__import__("os").environ.items(), f"'),
+        swap('print(check_environment("peft"), ', 'print(*__import__("os").environ.items(), '),
         (f"{HUB}[{FALCON[:-6]}-gpu16]",),
     ),
     Fault(
@@ -416,9 +416,9 @@ FAULTS = (
     Fault(
         "a processor's setting that no record depends on",
         "a recipe is changed, and its record still holds the proof",
-        "cookbook/processor.py",
+        "cookbook/commands/cpu_code.py",
         swap("asked = {\"== 'cpu'\": True, \"!= 'cpu'\": False}", "asked = {\"== 'cpu'\": False}"),
-        ("tests/unit/test_processor.py::test_what_a_gpu_alone_runs_is_as_if_it_were_not_there",),
+        ("tests/unit/test_cpu_code.py::test_what_a_gpu_alone_runs_is_as_if_it_were_not_there",),
     ),
     Fault(
         "a GPU check that waits for JupyterLab",

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import nbformat
 
-from cookbook.profiles import ROOT
-from cookbook.run import parameters
+from cookbook.commands.run import parameters
+from cookbook.profiles import ROOT, columns
 from tests.contract.repository import FOLDER_GROUPS
 from tests.gpu import machine, records
 from tests.gpu.records import GIB, RESULTS, Outcome
@@ -148,8 +148,9 @@ def _all(
 
 def settings_of(recipe: str, profile: str) -> dict[str, Any]:
     """Return a profile's column of a recipe's table."""
-    table = parameters(nbformat.read(notebooks()[recipe], as_version=4))["PROFILES"]
-    return dict(table[profile])
+    return columns(parameters(nbformat.read(notebooks()[recipe], as_version=4))["SETTINGS"])[
+        profile
+    ]
 
 
 def expected(

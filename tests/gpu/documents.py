@@ -1,6 +1,6 @@
 """Draw what a GPU measured into the documents: `python -m tests.gpu.documents`.
 
-The table of ARCHITECTURE.md and two cells of each row in the notebooks' first table come from
+The table of tests/bench/README.md and two cells of each row in the notebooks' first table come from
 `results/gpu`. Where there is no record they say so.
 """
 
@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cookbook.record import filled
-from cookbook.run import recipe_of
-from tests.bench.documents import ARCHITECTURE, with_markdown
+from cookbook.commands.record import filled
+from cookbook.commands.run import recipe_of
+from tests.bench.documents import SPEED, with_markdown
 from tests.bench.gpu_records import NOT_MEASURED
 from tests.gpu import check
 from tests.gpu.records import GIB, RESULTS
@@ -93,16 +93,14 @@ def rewritten(path: Path, found: list[Record]) -> str:
 
 
 def with_table(text: str, found: list[Record]) -> str:
-    """Return ARCHITECTURE.md with its table drawn anew."""
+    """Return the page with its table drawn anew."""
     return filled(text, lambda name: table(found) if name == NAME else None)
 
 
 def main() -> int:
     """Rewrite the documents and return the exit status."""
     found = records()
-    ARCHITECTURE.write_text(
-        with_table(ARCHITECTURE.read_text(encoding="utf-8"), found), encoding="utf-8"
-    )
+    SPEED.write_text(with_table(SPEED.read_text(encoding="utf-8"), found), encoding="utf-8")
     for path in check.notebooks().values():
         path.write_text(rewritten(path, found), encoding="utf-8")
     return 0

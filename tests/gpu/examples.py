@@ -155,7 +155,7 @@ def length_of(settings: Settings) -> int:
     for name in LENGTHS:
         if name in settings:
             return int(settings[name])
-    raise LookupError(f"the PROFILES table has none of {', '.join(LENGTHS)}")
+    raise LookupError(f"the SETTINGS table has none of {', '.join(LENGTHS)}")
 
 
 def rows_a_step(settings: Settings) -> int:

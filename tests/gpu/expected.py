@@ -16,7 +16,7 @@ from tests.gpu.architectures import ARCHITECTURES
 # (https://www.nvidia.com/en-us/data-center/h100/). A T4's cap on memory does not make it slower.
 PEAK, BANDWIDTH = 989e12, 3.35e12
 FLOAT32 = 67e12  # without tensor cores, as Gemma and T5 compute under gpu16
-REACHED = 0.3  # of the peak in training; others measure 0.33 to 0.46 (ARCHITECTURE.md, Speed)
+REACHED = 0.3  # of the peak in training; others measure 0.33 to 0.46 (tests/bench/README.md)
 # What a kernel costs the processor that launches it, and how many a layer takes: a forward pass of
 # a decoder layer is some 25 kernels with adapters, and its backward pass twice as many.
 LAUNCH, KERNELS = 8e-6, 25

@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from cookbook.commands.record import in_file_names
 from cookbook.profiles import ROOT
-from cookbook.record import in_file_names
 
 RESULTS = ROOT / "results" / "gpu"
 GIB = 2**30

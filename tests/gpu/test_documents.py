@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.bench.documents import ARCHITECTURE
+from tests.bench.documents import SPEED
 from tests.bench.gpu_records import NOT_MEASURED
 from tests.gpu import check, documents, records
 from tests.gpu.records import GIB, Outcome
@@ -33,7 +33,7 @@ def a_record(step: float = 0.6, date: str = "2027-01-01", device: str = "Some Ca
 
 def test_the_documents_show_the_records() -> None:
     found = documents.records()
-    text = ARCHITECTURE.read_text(encoding="utf-8")
+    text = SPEED.read_text(encoding="utf-8")
     assert documents.NAME in text
     assert documents.with_table(text, found) == text, "run: python -m tests.gpu.documents"
     for path in check.notebooks().values():

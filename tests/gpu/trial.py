@@ -16,9 +16,9 @@ import nbformat
 import transformers
 from transformers import AutoTokenizer
 
+from cookbook.commands.run import recipe_of
 from cookbook.offline import OfflineNotBuilt, offline_path
 from cookbook.profiles import ROOT, SMALL_CARD
-from cookbook.run import recipe_of
 from tests.gpu import examples, kernel, machine, records
 from tests.gpu.architectures import ARCHITECTURES
 from tests.gpu.check import NEW_TOKENS, merges, settings_of
@@ -250,7 +250,7 @@ def notebook_environment(
 
 def _execute(trial: Trial, here: Facts, scratch: Path, model: Path, data: Path) -> None:
     variables = notebook_environment(trial, here, scratch, model, data)
-    command = [sys.executable, "-m", "cookbook.run", str(trial.notebook)]
+    command = [sys.executable, "-m", "cookbook.commands.run", str(trial.notebook)]
     kept = _kept_folder(trial)
     kept.mkdir(parents=True, exist_ok=True)
     log = kept / f"{trial.profile}.log"

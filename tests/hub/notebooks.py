@@ -10,8 +10,8 @@ from nbconvert import PythonExporter
 from nbmake.nb_result import NotebookResult
 from nbmake.nb_run import NotebookRun
 
-from cookbook import record, run
-from cookbook.profiles import ROOT
+from cookbook.commands import record, run
+from cookbook.profiles import ROOT, columns
 from tests.containers.engine import free_port
 
 NOTEBOOKS = record.notebooks()
@@ -28,9 +28,8 @@ def name_of(path: Path) -> str:
 
 
 def settings_of(path: Path, profile: str) -> dict[str, Any]:
-    """Return a profile's column of a notebook's `PROFILES` table."""
-    settings: dict[str, Any] = run.parameters(nbformat.read(path, as_version=4))["PROFILES"]
-    return dict(settings[profile])
+    """Return a profile's column of a notebook's `SETTINGS` table."""
+    return columns(run.parameters(nbformat.read(path, as_version=4))["SETTINGS"])[profile]
 
 
 def as_if_launched(monkeypatch: pytest.MonkeyPatch) -> None:

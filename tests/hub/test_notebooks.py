@@ -46,12 +46,12 @@ RECIPES = [
 OTHER_WAYS = [
     (
         "04-Reasoning-Tuning/Qwen3-Reasoning-Conversational",
-        {'"load_in_4bit": False,  #': '"load_in_4bit": True,  #'},
+        {"(False,  False,  False),  # 16 bits fit": "(False,  True,  False),  # 4 bits"},
         f"{REPOSITORIES['models/Qwen/Qwen3-1.7B'].linear_layers} linear layers in 4 bits",
     ),
     (
         "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO",
-        {"elif is_flash_attn_2_available()": "elif True"},
+        {"set_seed(config.seed)\n": "gpu.is_flash_attn_2_available = lambda: True\n"},
         "sampling by use_transformers_continuous_batching",
     ),
 ]

@@ -32,6 +32,7 @@ STAND_INS = {
     "python": "trains, installs or runs these very tests for minutes",
     "python3": "as python",
     "python3.12": "as python, and is not on each machine",
+    "pip": "gigabytes; tests/install/test_beside_torch.py installs",
     "jupyter": "a server that does not end",
     "docker": "a container engine and gigabytes; tests/containers uses it",
     "torchrun": "eight GPUs, or two machines; tests/reliability and tests/hub launch processes",
@@ -201,7 +202,11 @@ def test_settings_of_a_loop_reach_each_run(shell: Shell) -> None:
     """Loops over changed copies of a notebook change it, and no run lands on another's."""
     for path in DOCUMENTS:
         for text in commands(path):
-            runs = [call for call in shell_loop(shell, text) if "cookbook.run" in call.arguments]
+            runs = [
+                call
+                for call in shell_loop(shell, text)
+                if "cookbook.commands.run" in call.arguments
+            ]
             assert len({call.told["COOKBOOK_RUNS"] for call in runs}) == len(runs), text
             assert len({str(call.notebooks) for call in runs}) == len(runs), text
 
@@ -224,10 +229,13 @@ def test_a_broken_command_is_found_out(shell: Shell) -> None:
 SAYS = """
 from cookbook.profiles import choose_profile
 from cookbook.report import run_folder
-config = choose_profile(PROFILES)
+config = choose_profile(SETTINGS)
 print(config.model, config.dataset, run_folder("99-Test/Small", config), sep="\\n")
 """
-TABLE = 'PROFILES = {"cpu": {"model": "offline:m", "dataset": "offline:d", "max_steps": 1}}'
+TABLE = (
+    'SETTINGS = {"model": ("offline:m", "m", "m"), "dataset": ("offline:d", "d", "d"), '
+    '"max_steps": (1, 1, 1)}'
+)
 
 
 def tiny(path: Path) -> None:
@@ -239,8 +247,8 @@ def tiny(path: Path) -> None:
 
 
 def seen_by_a_kernel(call: Call, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Do what a call of `python -m cookbook.run` asks for, and return what its kernel printed."""
-    from cookbook import run
+    """Do what a call of `make notebook` asks for, and return what its kernel printed."""
+    from cookbook.commands import run
 
     for name in [name for name in os.environ if re.match("COOKBOOK_(?!TEST_)", name)]:
         monkeypatch.delenv(name)
@@ -263,7 +271,7 @@ def test_a_kernel_sees_own_files_where_the_shell_has_them(
     shown = {text for path in DOCUMENTS for text in commands(path)}
     wanted = sorted(text for text in shown if re.search(r"COOKBOOK_(DATASET|MODEL)=", text))
     calls = [call for text in wanted for call in shell(f"export COOKBOOK_RUNS='my runs'\n{text}")]
-    calls = [call for call in calls if "cookbook.run" in call.arguments]
+    calls = [call for call in calls if "cookbook.commands.run" in call.arguments]
     assert len(calls) >= len(FOLDER_GROUPS), "each folder's README shows own data"
     for call in calls:
         told = call.told

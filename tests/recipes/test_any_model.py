@@ -16,7 +16,7 @@ from nbmake.nb_run import NotebookRun
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
-from cookbook import record
+from cookbook.commands import record
 from cookbook.profiles import ROOT
 from tests.hub.endings import before_answers, end_soon
 from tests.hub.notebooks import DISTRIBUTED, as_if_launched

@@ -16,7 +16,7 @@ import nbformat
 import pytest
 from nbmake.nb_run import NotebookRun
 
-from cookbook import record, run
+from cookbook.commands import record, run
 from cookbook.profiles import choose_profile, compute_dtype
 from cookbook.report import run_folder
 from tests import times
@@ -73,7 +73,7 @@ def test_the_notebook_runs_and_learns(
         if time.time() + expected > float(until):
             pytest.skip("no time is left for it; see COOKBOOK_RECIPES_UNTIL in .ci/run")
     monkeypatch.setenv("COOKBOOK_PROFILE", "cpu")
-    table = run.parameters(nbformat.read(path, as_version=4))["PROFILES"]
+    table = run.parameters(nbformat.read(path, as_version=4))["SETTINGS"]
     folder = run_folder(run.recipe_of(path), choose_profile(table))
 
     result = NotebookRun(path, TIMEOUT).execute()

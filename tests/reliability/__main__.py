@@ -22,7 +22,7 @@ from typing import Any
 from cookbook.profiles import device_name
 from tests.reliability import fuzzed, kills, loading, processes
 from tests.reliability.methods import METHODS
-from tests.reliability.tables import ARCHITECTURE, RESULTS, with_tables
+from tests.reliability.tables import PAGE, RESULTS, with_tables
 
 KILLS = 10  # for each method
 
@@ -73,7 +73,7 @@ def main(names: list[str]) -> int:
         }
         path = RESULTS / f"{name}.json"
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    ARCHITECTURE.write_text(with_tables(ARCHITECTURE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
 

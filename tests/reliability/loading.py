@@ -20,13 +20,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from transformers import AutoTokenizer
 
 from cookbook.chat import IGNORED
+from cookbook.commands.record import notebooks
+from cookbook.commands.run import recipe_of
 from cookbook.profiles import CookbookError
-from cookbook.record import notebooks
-from cookbook.run import recipe_of
 from tests.reliability import files
 
 NOTEBOOKS = notebooks()
-# The columns that a recipe reads by itself; what it can read besides is in CONTRIBUTING.md.
+# The columns that a recipe reads by itself; what it can read besides is in OWN-DATA.md.
 COLUMNS = {
     "GPT-2-From-Scratch": ("text",),
     "Distributed-Full-Fine-Tuning": ("prompt", "completion"),
@@ -126,7 +126,7 @@ class Recipe:
 
     def load_embedded(self, folder: Path) -> Outcome:
         """Load the embedded data that the profile `cpu` names; runs lie below the folder."""
-        own = self._names["PROFILES"]["cpu"]["dataset"]
+        own = self._names["SETTINGS"]["dataset"][0]
         return self._load(folder, {"dataset": own, "own": False})
 
     def _load(self, folder: Path, settings: dict[str, Any]) -> Outcome:
@@ -136,7 +136,8 @@ class Recipe:
         names["config"] = type(names["config"])(**vars(names["config"]) | settings)
         names["run"] = run
         refused = None
-        with contextlib.redirect_stdout(printed):
+        with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+            patch.setenv("COOKBOOK_RUNS", str(folder / "runs"))
             try:
                 for code in self._loading:
                     exec(code, names)

@@ -1,15 +1,15 @@
-"""What ARCHITECTURE.md shows of the recorded kills, files and processes."""
+"""What the page here shows of the recorded kills, files and processes."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+from cookbook.commands.record import filled
 from cookbook.profiles import ROOT
-from cookbook.record import filled
 
 RESULTS = ROOT / "results" / "reliability"
-ARCHITECTURE = ROOT / "ARCHITECTURE.md"
+PAGE = ROOT / "tests" / "reliability" / "README.md"
 
 
 def recorded(name: str) -> dict[str, Any]:

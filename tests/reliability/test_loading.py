@@ -10,7 +10,8 @@ from typing import Any
 import datasets
 import pytest
 
-from cookbook import data, proof
+from cookbook import data
+from cookbook.commands import proof
 from tests.reliability import files, loading
 from tests.reliability.loading import NOTEBOOKS, Recipe
 

@@ -13,10 +13,10 @@ import pytest
 from datasets import Dataset
 
 from cookbook import chat, data
-from cookbook.doctor import __main__ as check_data
-from cookbook.doctor import private
-from cookbook.doctor.page import Bars, Block, Examples, Section, Table, as_html
-from cookbook.doctor.recipe import Recipe
+from cookbook.commands.doctor import __main__ as check_data
+from cookbook.commands.doctor import private
+from cookbook.commands.doctor.page import Bars, Block, Examples, Section, Table, as_html
+from cookbook.commands.doctor.recipe import Recipe
 from cookbook.profiles import ROOT
 from tests.unit import tiny
 

@@ -52,6 +52,12 @@ def test_score_weighs_and_brackets_the_mean() -> None:
     assert one == evaluation.score([1.0, 2.0, 4.0], [1.0, 1.0, 2.0])
 
 
+def test_several_values_of_an_example_count_once() -> None:
+    grouped = evaluation.score_groups([1, 0, 1, 1, 0, 0], 2)
+    assert grouped == evaluation.score([0.5, 1.0, 0.0])
+    assert evaluation.score_groups([True, False], 1) == evaluation.score([1.0, 0.0])
+
+
 def test_the_interval_narrows_with_more_examples() -> None:
     few, many = (evaluation.score([0.0, 1.0] * n) for n in (10, 1000))
     assert few.interval[1] - few.interval[0] > 5 * (many.interval[1] - many.interval[0])

@@ -271,6 +271,14 @@ def test_without_experts_the_sentence_is_short(folders: dict[str, Path]) -> None
     assert text == f"{few:,} of {whole:,} weights in 4 bits ({few / whole:.0%})"
 
 
+def test_every_linear_layer_has_to_be_in_4_bits(folders: dict[str, Path]) -> None:
+    model = load_in_4bit(folders["dense"])
+    assert experts.check_4bit(model) == f"14 linear layers in 4 bits\n{experts.in_4bit_text(model)}"
+    model.model.layers[0].mlp.up_proj = torch.nn.Linear(32, 48)
+    with pytest.raises(CookbookError, match="1 of 14 linear layers are not in 4 bits"):
+        experts.check_4bit(model)
+
+
 def test_a_model_without_4_bits_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(CookbookError, match="No weight of the model is in 4 bits"):
         experts.in_4bit_text(AutoModelForCausalLM.from_pretrained(folders["experts"]))

@@ -588,6 +588,20 @@ def test_what_is_no_single_question_is_dropped_and_counted(
 # --- What recipes put into prompts ----------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("row", "result"),
+    [
+        ({"completion": "40+2=42\n#### 42"}, "42"),
+        ({"completion": "40+2=42\n#### 42", "answer": 43}, "43"),
+        ({"completion": "40+2=42\n#### 42", "answer": None}, "42"),
+        ({"completion": None}, ""),
+        ({"completion": "first\nsecond"}, ""),
+    ],
+)
+def test_a_row_s_result_is_its_answer_s_or_its_solution_s(row: dict[str, Any], result: str) -> None:
+    assert forms.with_result(row) == {"answer": result}
+
+
 def test_a_rule_stands_before_what_the_system_says() -> None:
     system, user = _said("system", "s"), _said("user", "q")
     assert forms.with_rule([user], "r") == [_said("system", "r"), user]

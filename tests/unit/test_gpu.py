@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from trl import import_utils
+from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -259,6 +262,42 @@ def test_through_adapters_and_trl_s_collator(
     asked = seen_by_the_kernel(monkeypatch)
     trainer.train()
     assert set(asked) == {(None, True)}
+
+
+@pytest.mark.parametrize(
+    ("vllm", "flash", "dtype", "said"),
+    [
+        (True, True, torch.bfloat16, "use_vllm"),
+        (False, True, torch.bfloat16, "use_transformers_continuous_batching"),
+        (False, True, torch.float16, "generate"),  # flash-attn's kernel, but not for this card
+        (False, False, torch.bfloat16, "generate"),
+    ],
+)
+def test_answers_are_sampled_by_the_best_engine_there_is(
+    vllm: bool,
+    flash: bool,
+    dtype: torch.dtype,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(import_utils, "is_vllm_available", lambda: vllm)
+    monkeypatch.setattr(gpu, "is_flash_attn_2_available", lambda: flash)
+    settings = SimpleNamespace(
+        max_prompt_length=256,
+        max_completion_length=257,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+    )
+    found = gpu.sampling_engine(settings, dtype)
+    assert capsys.readouterr().out == f"sampling by {said}\n"
+    usual: dict[str, Any] = {"use_cpu": True, "bf16": False, "per_device_train_batch_size": 8}
+    arguments: Any = GRPOConfig(output_dir=str(tmp_path), **usual | found)  # takes them all
+    assert found == {} or getattr(arguments, said)
+    if said.endswith("batching"):
+        pages = found["transformers_continuous_batching_config"]["num_blocks"]
+        assert pages == 8 * 2 * 3, "three pages of 256 tokens for each answer"
 
 
 def test_the_optimizer_is_fused_by_default(tmp_path: Path) -> None:

@@ -597,14 +597,10 @@ def test_the_text_part_of_a_model_that_sees_is_loaded_and_saved_whole(
     whole = _seeing(name, tied)
     path = _saved(tmp_path / "whole", whole)
     assert models.resolve_model(str(path)) == str(path)
-    family, config, mapping = models.causal_class(str(path))
-    kind = SEEING[name][1]
+    config, kind = models.config_of(str(path)), SEEING[name][1]
     assert f"its text part ({kind}) is trained, alone" in capsys.readouterr().out
-    part, loaded = family.from_pretrained(
-        path, config=config, key_mapping=mapping, output_loading_info=True
-    )
-    assert not loaded["missing_keys"]
-    models.check_loaded(loaded)
+    part = models.from_pretrained(str(path), dtype=torch.float32)
+    assert type(part.config) is type(config) and config.model_type == kind
     assert not any(re.search("vision|visual|image", key) for key, _ in part.named_parameters())
     models.fit_vocabulary(part, tiny.tokenizer())
     assert torch.allclose(_logits(part), _logits(whole), atol=1e-5)
@@ -618,8 +614,9 @@ def test_the_text_part_of_a_model_that_sees_is_loaded_and_saved_whole(
 def test_a_model_of_text_is_loaded_by_the_usual_class(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    family, config, mapping = models.causal_class(str(folder))
-    assert (family, config.model_type, mapping) == (AutoModelForCausalLM, "llama", None)
+    assert models.config_of(str(folder)).model_type == "llama"
+    model = models.from_pretrained(str(folder), dtype=torch.float32)
+    assert type(model) is transformers.LlamaForCausalLM
     assert capsys.readouterr().out == ""
 
 
@@ -647,9 +644,8 @@ def test_weights_of_another_number_of_layers_are_refused(
 ) -> None:
     path = _saved(tmp_path / "model", tiny.model())
     _config(path, num_hidden_layers=layers)
-    _, loaded = _loaded(path)
     with pytest.raises(CookbookError, match=complaint):
-        models.check_loaded(loaded)
+        models.from_pretrained(str(path))
 
 
 # --- Vocabularies ---------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 
 from cookbook.offline.archives import extract
 from cookbook.offline.errors import OfflineError
-from cookbook.offline.manifest import Member
+from cookbook.offline.sources import Member
 
 pytestmark = pytest.mark.unit
 

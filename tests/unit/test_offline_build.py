@@ -16,7 +16,7 @@ import pytest
 from cookbook.offline import OfflineNotBuilt, __main__, build, offline_path, state
 from cookbook.offline.build import build_missing
 from cookbook.offline.errors import OfflineError
-from cookbook.offline.manifest import Product
+from cookbook.offline.sources import Product
 from cookbook.offline.state import state_of
 
 pytestmark = pytest.mark.unit
@@ -28,7 +28,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from cookbook.offline.build import build_missing
-from cookbook.offline.manifest import Product
+from cookbook.offline.sources import Product
 
 root, notes = Path(sys.argv[1]), Path(sys.argv[2])
 

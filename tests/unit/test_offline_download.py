@@ -11,8 +11,8 @@ import pytest
 
 from cookbook.offline import download
 from cookbook.offline.errors import OfflineError
-from cookbook.offline.manifest import Source
 from cookbook.offline.pip_settings import _merged, pip_settings
+from cookbook.offline.sources import Source
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cookbook.offline import builders, manifest
+from cookbook.offline import builders, sources
 from tests.unit.products import rows
 
 pytestmark = pytest.mark.unit
@@ -63,14 +63,14 @@ def editorials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, lis
     lines[quoting] = '8_3\t0\t"Editorial 8 says it with 0.'
     on_finance = lines.index("7_6\t3.9\tEditorial 7 says it with 3.9.")
     lines[on_finance] = "7_6\t3.9\tEditorial 7 says that stocks rose with 3.9."
-    path = manifest.EDITORIALS.path
+    path = sources.EDITORIALS.path
     text = tmp_path / "ratings.txt"
     text.write_text("\n".join(lines) + "\n", encoding="ascii")
     inner = tmp_path / "members" / "0-inner.tar.gz"
     inner.parent.mkdir()
     with tarfile.open(inner, "w:gz") as tar:
         tar.add(text, arcname=path)
-    monkeypatch.setattr(manifest, "EDITORIALS", manifest.Member(path, text.stat().st_size))
+    monkeypatch.setattr(builders, "EDITORIALS", sources.Member(path, text.stat().st_size))
     folder = tmp_path / "product"
     folder.mkdir()
     facts = builders.editorial_sentiment({"resources/inner.tar.gz": inner}, folder)

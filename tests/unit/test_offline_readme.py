@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from cookbook.offline import __main__, table
-from cookbook.offline.manifest import PRODUCTS, Source
+from cookbook.offline.manifest import PRODUCTS
+from cookbook.offline.sources import Source
 
 pytestmark = pytest.mark.unit
 

@@ -14,7 +14,11 @@ from cookbook.profiles import CookbookError, choose_profile
 
 pytestmark = pytest.mark.unit
 
-TABLE = {"cpu": {"model": "offline:m", "dataset": "offline:d", "max_steps": 1}}
+TABLE = {
+    "model": ("offline:m", "m", "m"),
+    "dataset": ("offline:d", "d", "d"),
+    "max_steps": (1, 1, 1),
+}
 MOVING = ("HF_HOME", "HF_DATASETS_CACHE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "MPLCONFIGDIR")
 JUPYTER = ("JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")
 XDG = ("XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")

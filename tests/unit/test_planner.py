@@ -40,6 +40,7 @@ from cookbook.chat import IGNORED
 from cookbook.memory import GIB
 from cookbook.planner import Shape
 from cookbook.profiles import CookbookError
+from tests.unit import tiny
 
 pytestmark = pytest.mark.unit
 
@@ -83,13 +84,13 @@ WITH_EXPERTS: dict[str, PretrainedConfig] = {
     ),
 }
 MEASURED_RATE = planner.matmul_rate
+SECONDS = planner._seconds  # before the fixture below takes its place
+RATE = 3e10
 SETTINGS = SimpleNamespace(
     max_steps=10,
     per_device_train_batch_size=4,
     gradient_accumulation_steps=2,
-    attn_implementation="eager",
     activation_checkpointing=False,
-    efficiency=0.5,
 )
 SHAPE = Shape(rows=4, length=24, outputs=5)
 LORA = LoraConfig(r=4, target_modules="all-linear")
@@ -98,8 +99,8 @@ NF4: dict[str, Any] = {"dtype": torch.bfloat16, "load_in_4bit": True}
 
 @pytest.fixture(autouse=True)
 def some_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measured takes a second or more for each plan."""
-    monkeypatch.setattr(planner, "matmul_rate", lambda _: 3e10)
+    """Measured takes seconds for each plan."""
+    monkeypatch.setattr(planner, "_seconds", lambda _, __, operations, ___: (operations / RATE, 0))
 
 
 def plan(config: PretrainedConfig, shape: Shape = SHAPE, **changes: Any) -> planner.Plan:
@@ -310,9 +311,62 @@ def test_answers_share_their_prompt() -> None:
 def test_time_is_operations_over_what_the_machine_reaches() -> None:
     one, two = (plan(FAMILIES["llama"], settings={"max_steps": steps}) for steps in (10, 20))
     assert two.operations == 2 * one.operations
-    assert one.seconds == pytest.approx(one.operations / (0.5 * one.rate))
+    assert one.seconds == pytest.approx(planner.BESIDE_PARTS * one.operations / RATE)
     assert plan(FAMILIES["llama"], passes=1.5).operations == 1.5 * one.operations
     assert "total" in str(one) and "minutes" in str(one)
+
+
+def _setup(config: PretrainedConfig, **changes: Any) -> planner._Setup:
+    usual = {"held": torch.float32, "lora": None, "load_in_4bit": False, "dtype": torch.float32}
+    return planner._Setup(config, eager=True, **usual | changes)
+
+
+def test_what_each_further_layer_adds_tells_what_all_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer of 2 s and 10 operations beside what takes 3 s and 30; an update of 1 s a layer."""
+    monkeypatch.setattr(planner, "matmul_rate", lambda _: 1.0)
+    monkeypatch.setattr(
+        planner,
+        "_timed",
+        lambda _, n, *__: planner._Timed(30.0 + 10 * n, 3.0 + 2 * n, 0.1 * n, 100 * n),
+    )
+    setup = _setup(LlamaConfig(num_hidden_layers=20))
+    assert SECONDS(setup, SHAPE, 30.0 + 200, 2000) == pytest.approx((43.0, 2.0))
+
+
+def test_layers_that_are_too_large_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "matmul_rate", lambda _: 1e6)
+    setup = _setup(FAMILIES["llama"])
+    assert planner._timed(setup, 1, SHAPE, 1e6) is None
+    assert SECONDS(setup, SHAPE, 7e5, 1) == pytest.approx((2.0, 0.0)), "at the usual share"
+    monkeypatch.setattr(planner, "free_bytes", lambda: 1000)
+    assert planner._timed(setup, 1, SHAPE, 1e15) is None
+
+
+@pytest.mark.parametrize("name", ["llama", "t5", "falcon in 4 bits"])
+def test_a_few_layers_are_really_trained(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[Any] = []
+    step = planner._step
+
+    def watched(model: Any, *given: Any) -> None:
+        step(model, *given)
+        trained.append(model)
+
+    monkeypatch.setattr(planner, "_step", watched)
+    family = name.partition(" ")[0]
+    small = name.endswith("bits")
+    changes = {
+        "lora": LORA,
+        "load_in_4bit": True,
+        **dict.fromkeys(("held", "dtype"), torch.bfloat16),
+    }
+    setup = _setup(FAMILIES[family], **(changes if small else {}))
+    found = planner._timed(setup, 1, SHAPE, 1e12)
+    assert found is not None and min(found.step, found.update) > 0
+    weights = {name: one for name, one in trained[-1].named_parameters() if one.requires_grad}
+    assert found.trained == sum(one.numel() for one in weights.values())
+    assert all(one.grad is not None for one in weights.values())
+    assert bool(small) is any(type(one).__name__ == "Linear4bit" for one in trained[-1].modules())
+    assert all("lora" in one for one in weights) or not small
 
 
 def test_the_matrix_rate_is_this_machines() -> None:
@@ -369,6 +423,34 @@ def test_shapes_are_those_of_the_batches() -> None:
     assert planner.shapes(_rows([5, 9]), SETTINGS, grouped=True)[0] == Shape(2, 9, 2)
 
 
+def test_a_group_of_answers_reads_its_prompt_once_on_a_processor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prompts = [[{"role": "user", "content": " ".join(["w1"] * n)}] for n in (4, 9, 6)]
+    settings = SimpleNamespace(
+        per_device_train_batch_size=16,
+        num_generations=8,
+        max_completion_length=5,
+        activation_checkpointing=False,
+    )
+    monkeypatch.delenv("COOKBOOK_PROFILE", raising=False)
+    given = (prompts, tiny.tokenizer(), FAMILIES["llama"], settings)
+    longest, typical = planner.answer_shapes(*given)
+    assert (longest.rows, longest.outputs, longest.answers) == (2, 5, 8)
+    assert (longest.length - typical.length, typical.rows) == (9 - 6, 2)
+    monkeypatch.setenv("COOKBOOK_PROFILE", "gpu16")
+    assert planner.answer_shapes(*given)[0] == Shape(16, longest.length + 5, 5)
+
+
+def test_a_plan_draws_no_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of what it times are random."""
+    monkeypatch.setattr(planner, "_seconds", lambda *_: (float(torch.rand(1)), 0.0))
+    torch.manual_seed(0)
+    state = torch.random.get_rng_state()
+    plan(FAMILIES["llama"])
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 def test_the_longest_batch_has_the_most_labels() -> None:
     rows = concatenate_datasets([_rows([10] * 4), _rows([10] * 4, labelled=8)])
     longest, typical = planner.shapes(rows, SETTINGS, grouped=False)
@@ -385,7 +467,7 @@ def test_logits_and_their_gradients_are_counted() -> None:
 
 def test_the_plan_is_shown_beside_what_came_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     memory = planner.Memory(GIB, GIB, 0, 0, 0, 0, 0)
-    prediction = planner.Plan(memory, operations=6e12, rate=1e11, efficiency=0.5)
+    prediction = planner.Plan(memory, operations=6e12, rate=5e10)
     trainer: Any = SimpleNamespace(
         state=SimpleNamespace(global_step=40, log_history=[{"train_runtime": 100.0}])
     )

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,8 +14,10 @@ from cookbook.profiles import CookbookError, check_environment, choose_profile
 pytestmark = pytest.mark.unit
 
 TABLE = {
-    name: {"model": f"{name}-model", "dataset": f"{name}-data", "max_steps": 7}
-    for name in ("cpu", "gpu16", "gpu80")
+    "model": ("cpu-model", "gpu16-model", "gpu80-model"),
+    "dataset": ("cpu-data", "gpu16-data", "gpu80-data"),
+    "max_steps": (7, 7, 7),
+    "torch_compile": (None, False, True),
 }
 
 
@@ -78,6 +82,32 @@ def test_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
     config = choose_profile(TABLE)
     assert (config.model, config.dataset, config.own) == ("mine", "cpu-data", True)
     assert (config.max_steps, config.seed) == (2, 3)
+
+
+def test_a_setting_that_a_profile_has_not_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COOKBOOK_PROFILE", "cpu")
+    assert not hasattr(choose_profile(TABLE), "torch_compile")
+    assert profiles.columns(TABLE)["gpu16"]["torch_compile"] is False
+
+
+@pytest.mark.parametrize("row", [7, (7, 7), [7, 7, 7]])
+def test_a_row_that_lacks_a_profile_is_refused(monkeypatch: pytest.MonkeyPatch, row: Any) -> None:
+    monkeypatch.setenv("COOKBOOK_PROFILE", "cpu")
+    with pytest.raises(CookbookError, match="'max_steps' of SETTINGS needs a value for each of"):
+        choose_profile(TABLE | {"max_steps": row})
+
+
+def test_the_machines_own_column_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COOKBOOK_PROFILE", "cpu")
+    monkeypatch.setenv("COOKBOOK_SEED", "3")
+    lines = profiles.settings_text(choose_profile(TABLE)).splitlines()
+    assert [line.split() for line in lines] == [
+        ["profile", "cpu"],
+        ["seed", "3"],
+        ["model", "cpu-model"],
+        ["dataset", "cpu-data"],
+        ["max_steps", "7"],
+    ]
 
 
 @pytest.mark.parametrize("text", ["-1", "two", "1.5", "٣", "0"])

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from cookbook import record
+from cookbook.commands import record
 
 pytestmark = pytest.mark.unit
 
@@ -73,13 +73,16 @@ def test_two_seeds_are_no_margin() -> None:
 def test_tables_are_drawn_from_recorded_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "results" / "recipes")
     monkeypatch.setattr(record, "ROOT", tmp_path)
     notebook = new_notebook(
         cells=[
-            new_markdown_cell("# A title\n\nand more"),
+            new_markdown_cell(
+                "# A title\n\n[![badge](b.svg)](c)\n\nTrain [it](a.md)\nall: at once."
+            ),
             new_code_cell(
-                'PROFILES = {"gpu16": {"model": "big/one"}}', metadata={"tags": ["parameters"]}
+                'SETTINGS = {"model": ("small", "big/one", "big/one")}',
+                metadata={"tags": ["parameters"]},
             ),
         ]
     )
@@ -88,24 +91,30 @@ def test_tables_are_drawn_from_recorded_runs(
     other = copy.deepcopy(RUN) | {"notebook_seconds": 45.0}
     other["hardware"]["precision"] = "bfloat16"
     other["comparison"]["lora"]["seconds"] = 10.0
-    for run in [*_seeds(2.0, 2.2, 1.5), other]:
+    seeds = _seeds(2.0, 2.2, 1.5)
+    seeds[0]["seal"] = "of the first seed"
+    for run in [*seeds, other]:
         path = record.result_path(run)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(run), encoding="utf-8")
     text = "a\n<!-- generated: overview -->\nold\n<!-- end generated -->\nb\n"
     overview = record.with_tables(text)
     assert "old" not in overview
-    assert "| [A title](02-PEFT/X.ipynb) | `big/one` |" in overview
-    # Other hardware, or the same at another precision, is another line and not averaged in.
-    where = "`cpu`, Some CPU @ 2.80GHz, {}"
-    for precision, minutes, after in (
-        ("float32, 3 seeds", "1.5", "1.900"),
-        ("bfloat16, 1 seed", "0.8", "2.0"),
-    ):
-        line = f"| {where.format(precision)} | {minutes} | loss (lower is better) | 3.000 | "
-        assert f"{line}**{after}" in overview
+    # Other hardware, or the same at another precision, is not averaged in; most seeds count.
+    line = (
+        "| [A title](02-PEFT/X.ipynb) | `big/one` | Train it all | loss ↓ 3.000 → **1.900** | {} |"
+    )
+    assert line.format("") in overview
     assert overview.startswith("a\n") and overview.endswith("b\n")
     assert record.with_tables(overview) == overview
+    page = record.RESULTS / "02-PEFT" / "X" / "cpu.md"
+    page.write_text('<!-- executed {"seal": "of the first seed"} -->\n', encoding="utf-8")
+    link = "[read it executed]({}results/recipes/02-PEFT/X/cpu.md)"
+    assert line.format(link.format("")) in record.with_tables(text)
+    summary = record.with_tables(text.replace("overview", "02-PEFT/X#summary"))
+    where = "| `cpu`, Some CPU @ 2.80GHz, {} | loss ↓ | 3.000 | **{}** | {} |"
+    assert where.format("float32 | 3 | 1.5", "1.900", link.format("../")) in summary
+    assert where.format("bfloat16 | 1 | 0.8", "2.000", "") in summary
     detail = record.with_tables(text.replace("overview", "02-PEFT/X"))
     line = (
         "| Some CPU @ 2.80GHz, float32 | 1 | loss | 3.000 [2.900, 3.100] | 2.200 [1.900, 2.100] |"
@@ -124,4 +133,6 @@ def test_a_table_without_runs_is_refused() -> None:
 @pytest.mark.parametrize("path", record.documents(), ids=lambda path: path.parent.name)
 def test_the_committed_tables_are_current(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert record.with_tables(text) == text, "run: .venv/bin/python -m cookbook.record --tables"
+    assert (
+        record.with_tables(text) == text
+    ), "run: .venv/bin/python -m cookbook.commands.record --tables"

@@ -18,9 +18,7 @@ STEPS = "40+30=70, 7+8=15, 70+15=85\n"
 
 @pytest.fixture(scope="module")
 def defined() -> dict[str, Any]:
-    return defined_by(
-        NOTEBOOK, "rewards", "import re\nfrom decimal import Decimal\nfrom cookbook import forms"
-    )
+    return defined_by(NOTEBOOK, "rewards", "import re\nfrom decimal import Decimal")
 
 
 def rewards(defined: dict[str, Any], text: str, answer: str) -> tuple[float, float]:

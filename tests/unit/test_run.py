@@ -10,12 +10,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cookbook import run
+from cookbook.commands import run
 from cookbook.profiles import CookbookError
 
 pytestmark = pytest.mark.unit
 
-TABLE = 'PROFILES = {"cpu": {"model": "m", "dataset": "d", "max_steps": 1}}'
+TABLE = 'SETTINGS = {"model": ("m", "m", "m"), "dataset": ("d", "d", "d"), "max_steps": (1, 1, 1)}'
 METRICS = """
 import json, os, pathlib
 folder = pathlib.Path(os.environ["COOKBOOK_RUNS"], "99-Test", "Small", "cpu")
@@ -107,7 +107,7 @@ def test_a_notebook_without_metrics_is_told(
 SAYS = """
 from cookbook.profiles import choose_profile
 from cookbook.report import run_folder
-config = choose_profile(PROFILES)
+config = choose_profile(SETTINGS)
 text = open("text").read()
 print(config.model, config.dataset, run_folder("99-Test/Small", config), text, sep="\\n")
 """
@@ -129,7 +129,7 @@ def test_relative_paths_begin_in_the_shell_whatever_its_locale_home_and_links(
     (shell / "data" / "ü 1.jsonl").touch()
     settings = {"MODEL": "my model ü", "DATASET": "data/ü 1.jsonl", "RUNS": "link/meine Läufe"}
     done = subprocess.run(
-        [sys.executable, "-m", "cookbook.run", "link/99-Test/Small.ipynb"],
+        [sys.executable, "-m", "cookbook.commands.run", "link/99-Test/Small.ipynb"],
         cwd=shell,
         env=BARE | {f"COOKBOOK_{name}": value for name, value in settings.items()},
         capture_output=True,
@@ -186,7 +186,12 @@ def test_a_second_run_of_the_same_folder_is_refused_and_the_first_goes_on(
 
 
 def test_a_folder_is_free_again_when_its_run_was_killed(tmp_path: Path, runs: Path) -> None:
-    command = [sys.executable, "-m", "cookbook.run", str(_notebook(tmp_path, "while True: pass"))]
+    command = [
+        sys.executable,
+        "-m",
+        "cookbook.commands.run",
+        str(_notebook(tmp_path, "while True: pass")),
+    ]
     with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as first:
         end = time.monotonic() + 120
         while not (runs / "run.pid").exists() and time.monotonic() < end:

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 from transformers import set_seed
 
-from cookbook import data, report, run
+from cookbook import data, report
+from cookbook.commands import run
 from cookbook.profiles import ROOT
 
 pytestmark = pytest.mark.unit

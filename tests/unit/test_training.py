@@ -207,6 +207,21 @@ def test_trainable_weights_become_float32() -> None:
         training.train_in_float32(model)
 
 
+def test_the_largest_change_is_that_of_what_is_trained() -> None:
+    model: Any = tiny.model()
+    norm, head = model.model.norm.weight, model.get_input_embeddings().weight
+    norm.requires_grad = False
+    before = training.copy_of_trainable(model)
+    assert training.largest_change(model, before) == 0
+    with torch.no_grad():
+        norm += 3
+        head[2, 1] -= 0.5
+    assert training.largest_change(model, before) == pytest.approx(0.5)
+    head.data = head.data.bfloat16()
+    with pytest.raises(CookbookError, match="was torch.float32 and is torch.bfloat16"):
+        training.largest_change(model, before)
+
+
 def test_only_weights_that_are_trained_count() -> None:
     model = tiny.model()
     assert training.trainable_weights(model) == sum(one.numel() for one in model.parameters())

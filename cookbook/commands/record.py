@@ -1,7 +1,8 @@
 """Re-run recipes over seeds, keep what they measured, and rewrite the tables drawn from it.
 
-`python -m cookbook.record` runs every notebook with seeds 0 to 2 and rewrites the generated tables
-of the READMEs; `--tables` only rewrites the tables.
+`python -m cookbook.commands.record` runs every notebook with seeds 0 to 2, writes the executed one
+of seed 0 as a page, and rewrites the generated tables of the READMEs. `--tables` only rewrites the
+tables; `--pages` also the text of the pages, from today's notebooks.
 """
 
 import argparse
@@ -23,11 +24,11 @@ from typing import Any
 import nbformat
 import torch
 
-from cookbook import proof
+from cookbook.commands import pages, proof
+from cookbook.commands.run import parameters, recipe_of
 from cookbook.paths import start_command
-from cookbook.profiles import ROOT, CookbookError
+from cookbook.profiles import ROOT, CookbookError, columns
 from cookbook.report import cells, others
-from cookbook.run import parameters, recipe_of
 
 RESULTS = ROOT / "results" / "recipes"
 TABLE = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
@@ -63,7 +64,7 @@ def record(notebook: Path, seed: int) -> Path:
     recipe = recipe_of(notebook)
     with tempfile.TemporaryDirectory() as runs:
         environment = os.environ | {"COOKBOOK_SEED": str(seed), "COOKBOOK_RUNS": runs}
-        command = [sys.executable, "-m", "cookbook.run", str(notebook.absolute())]
+        command = [sys.executable, "-m", "cookbook.commands.run", str(notebook.absolute())]
         before = proof.code_digest(nbformat.read(notebook, as_version=4))
         # Other profiles, and a GPU, run what the digests for a processor leave out.
         gpu = torch.cuda.is_available() or (os.environ.get("COOKBOOK_PROFILE") or "cpu") != "cpu"
@@ -83,13 +84,16 @@ def record(notebook: Path, seed: int) -> Path:
             "notebook_seconds": seconds,
             "imports_seconds": imports_seconds(executed),
         }
+        content = proof.sealed(content)
         target = result_path(content)
         target.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(proof.sealed(content), indent=1, sort_keys=True)
+        text = json.dumps(content, indent=1, sort_keys=True)
         target.write_text(text + "\n", encoding="utf-8")
         for picture in source.parent.glob("*.png") if seed == 0 else ():
             shutil.copy(picture, target.parent / f"{content['profile']}-{picture.name}")
         _keep_for_reading(source.parent, seed)
+        if seed == 0:
+            pages.write(executed, content, target)
     return target
 
 
@@ -172,33 +176,75 @@ def _groups(runs: Iterable[Run]) -> dict[tuple[str, str, str], list[Run]]:
 
 
 def overview_table(runs: Sequence[Run]) -> str:
-    """Return the README's table: each recipe's first metric, per profile and hardware."""
+    """Return the README's table: each recipe's first metric on a processor, and its page.
+
+    It is the mean over the seeds of the device with the most of them, of several the newest: a
+    group is as old as its oldest run.
+    """
+    by_recipe: dict[str, list[list[Run]]] = defaultdict(list)
+    for (recipe, profile, _), group in _groups(runs).items():
+        if profile == "cpu":
+            by_recipe[recipe].append(group)
     lines = [
-        "| recipe | headline model | smallest GPU | measured on | minutes "
-        "| metric | before | after |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| recipe | headline model | what it teaches | before → after | |",
+        "| --- | --- | --- | --- | --- |",
     ]
-    for (recipe, profile, hardware), group in _groups(runs).items():
-        title, model = _headline(recipe)
-        main = [run["metrics"][0] for run in group]
-        before, after = (fmean(one[end] for one in main) for end in ("before", "after"))
-        seconds = [run["notebook_seconds"] for run in group if "notebook_seconds" in run]
-        minutes = f"{fmean(seconds) / 60:.1f}" if seconds else "not recorded"
-        where = f"`{profile}`, {hardware}, {len(group)} seed{'s' * (len(group) > 1)}"
-        arrow = "higher" if main[0]["higher_is_better"] else "lower"
-        metric = f"{main[0]['name']} ({arrow} is better)"
+    for recipe, groups in by_recipe.items():
+        chosen = max(
+            groups, key=lambda group: (len(group), min(run.get("date", "") for run in group))
+        )
+        title, model, teaches = _headline(recipe)
+        name, arrow, before, after = _first_metric(chosen)
+        page = RESULTS / recipe / "cpu.md"
+        link = f"[read it executed]({page.relative_to(ROOT).as_posix()})" if page.exists() else ""
         lines.append(
-            f"| [{title}]({recipe}.ipynb) | `{model}` | 16 GB, planned | {where} | {minutes} "
-            f"| {metric} | {before:.3f} | **{after:.3f}** |"
+            f"| [{title}]({recipe}.ipynb) | `{model}` | {teaches} "
+            f"| {name} {arrow} {before:.3f} → **{after:.3f}** | {link} |"
         )
     return "\n".join(lines)
 
 
-def _headline(recipe: str) -> tuple[str, str]:
-    """Return a notebook's title and the model of its smallest GPU profile."""
+def summary_table(runs: Sequence[Run]) -> str:
+    """Return a technique README's short table: the first metric and the minutes on each device."""
+    lines = [
+        "| measured on | seeds | minutes | metric | before | after | |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for (recipe, profile, hardware), group in _groups(runs).items():
+        name, arrow, before, after = _first_metric(group)
+        seconds = [run["notebook_seconds"] for run in group if "notebook_seconds" in run]
+        minutes = f"{fmean(seconds) / 60:.1f}" if seconds else "not recorded"
+        page = RESULTS / recipe / f"{profile}.md"
+        seal = pages.head_of(page)["seal"] if page.exists() else None
+        mine = seal in [run.get("seal", "") for run in group]
+        link = f"[read it executed](../{page.relative_to(ROOT).as_posix()})" if mine else ""
+        lines.append(
+            f"| `{profile}`, {hardware} | {len(group)} | {minutes} | {name} {arrow} "
+            f"| {before:.3f} | **{after:.3f}** | {link} |"
+        )
+    return "\n".join(lines)
+
+
+def _first_metric(group: Sequence[Run]) -> tuple[str, str, float, float]:
+    """Return the first metric's name in words, where better is, and its means before and after."""
+    main = [run["metrics"][0] for run in group]
+    before, after = (fmean(one[end] for one in main) for end in ("before", "after"))
+    arrow = "↑" if main[0]["higher_is_better"] else "↓"
+    return main[0]["name"].replace("_", " "), arrow, before, after
+
+
+def _headline(recipe: str) -> tuple[str, str, str]:
+    """Return a notebook's title, the model of its smallest GPU profile, and what it teaches.
+
+    The last is the first sentence below the title, or what stands before its colon.
+    """
     notebook = nbformat.read(ROOT / f"{recipe}.ipynb", as_version=4)
-    title = str(notebook.cells[0].source).partition("\n")[0].removeprefix("# ")
-    return title, str(parameters(notebook)["PROFILES"]["gpu16"]["model"])
+    title, *paragraphs = str(notebook.cells[0].source).split("\n\n")
+    sentences = (" ".join(text.split()) for text in paragraphs if re.match(r"[\w`\"']", text))
+    teaches = re.split(r"[.:;](?:\s|$)", next(sentences, ""))[0].replace("|", r"\|")
+    teaches = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", teaches)  # links are the notebook's
+    model = columns(parameters(notebook)["SETTINGS"])["gpu16"]["model"]
+    return title.partition("\n")[0].removeprefix("# "), str(model), teaches
 
 
 def comparison_table(runs: Sequence[Run]) -> str:
@@ -262,7 +308,8 @@ def _table_of(name: str) -> str:
     runs = recorded_runs(recipe)
     if not runs:
         raise ValueError(f"A generated table names {recipe}, which has no recorded run.")
-    return comparison_table(runs) if kind == "comparison" else recipe_table(runs)
+    tables = {"comparison": comparison_table, "summary": summary_table}
+    return tables.get(kind, recipe_table)(runs)
 
 
 def documents() -> list[Path]:
@@ -276,20 +323,39 @@ def rewrite_tables() -> None:
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
+def rewrite_pages(paths: Iterable[Path]) -> list[str]:
+    """Rewrite the text of the notebooks' pages; return the recipes that have to be recorded."""
+    outdated = []
+    for path in paths:
+        notebook = nbformat.read(path, as_version=4)
+        for page in sorted((RESULTS / recipe_of(path)).glob("*.md")):
+            if (text := pages.rewoven(page, notebook)) is None:
+                outdated.append(recipe_of(path))
+            else:
+                page.write_text(text, encoding="utf-8")
+    return outdated
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("notebooks", nargs="*", type=Path, help="all notebooks if none is named")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--tables", action="store_true", help="only rewrite the tables")
+    parser.add_argument("--pages", action="store_true", help="only rewrite pages and tables")
     options = parser.parse_args(arguments)
     start_command()
-    if not options.tables:
+    outdated = []
+    if options.pages:
+        outdated = rewrite_pages(options.notebooks or notebooks())
+    elif not options.tables:
         for notebook in options.notebooks or notebooks():
             for seed in options.seeds:
                 print(f"recorded {record(notebook, seed).relative_to(ROOT)}", flush=True)
     rewrite_tables()
-    return 0
+    for recipe in outdated:
+        print(f"{recipe}: the page is of other code, or was edited: record it.", file=sys.stderr)
+    return 1 if outdated else 0
 
 
 if __name__ == "__main__":

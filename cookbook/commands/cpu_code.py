@@ -8,38 +8,32 @@ import ast
 import re
 from functools import cache
 
-DOOR = "on_gpu"  # by this name the notebooks tell the two apart
-_ASSIGNED = re.compile(rf"^{DOOR} = (.*)$", re.MULTILINE)
-_ASKED = "torch.cuda.is_available()"
 _MIGHTY = {"globals", "setattr", "exec", "eval"}  # could give any name another value
 
 
 @cache
 def code_for_cpu(source: str, package: str = "") -> str:
-    """Return a notebook's code as the profile `cpu` runs it where `on_gpu` is false.
+    """Return a notebook's code as the profile `cpu` runs it.
 
-    Branches that are never taken are gone: those on `on_gpu` and on `config.profile`. So are the
-    other profiles' columns, and rows of the table whose names occur neither in the rest of the code
-    nor in `package`, the text of what it calls. Where `on_gpu` is anything but
-    `torch.cuda.is_available()` all branches stay.
+    Branches that are never taken are gone: those on `config.profile`. So are the other profiles'
+    columns, and rows of the table whose names occur neither in the rest of the code nor in
+    `package`, the text of what it calls. Where more than one line says what `config` is all
+    branches stay.
     """
-    if _ASSIGNED.findall(source) == [_ASKED] and _says_so_once(source):
+    if _says_so_once(source):
         while (edit := _next_edit(source)) is not None:
             source = _replaced(source, *edit)
     return _own_column(source, package)
 
 
 def _says_so_once(source: str) -> bool:
-    """Tell whether one line alone says what `on_gpu` is, and one what `config` is.
-
-    What could say it otherwise, or change what is asked, makes it no.
-    """
+    """Tell whether one line alone says what `config` is: what could say otherwise makes it no."""
     said: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Name):
             said += [node.id] * (not isinstance(node.ctx, ast.Load) or node.id in _MIGHTY)
         elif isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
-            said += 2 * ["config"] * (node.attr in ("profile", "is_available"))
+            said += 2 * ["config"] * (node.attr == "profile")
         elif isinstance(node, ast.alias):
             said.append(node.asname or node.name)
         elif isinstance(node, (ast.Global, ast.Nonlocal)):
@@ -48,13 +42,11 @@ def _says_so_once(source: str) -> bool:
             said.append(node.arg)
         else:  # functions, classes, exceptions, patterns
             said.append(str(getattr(node, "name", "")))
-    return said.count(DOOR) == 1 and said.count("config") <= 1 and not _MIGHTY & set(said)
+    return said.count("config") <= 1 and not _MIGHTY & set(said)
 
 
 def _known(test: ast.expr) -> bool | None:
     """Return what a condition comes to without a GPU; None where that depends on more."""
-    if isinstance(test, ast.Name) and test.id == DOOR:
-        return False
     if isinstance(test, ast.Compare) and ast.unparse(test.left) == "config.profile":
         asked = {"== 'cpu'": True, "!= 'cpu'": False}
         return asked.get(ast.unparse(test).removeprefix("config.profile "))
@@ -153,26 +145,25 @@ def _own_column(source: str, package: str) -> str:
     for statement in ast.parse(source).body:
         if not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.Dict):
             continue
-        if _text(source, statement.targets[0]) != "PROFILES":
+        if _text(source, statement.targets[0]) != "SETTINGS":
             continue
-        column = _items(statement.value).get("cpu")
         rest = _replaced(source, statement, "pass")
         names = (node for node in ast.walk(ast.parse(rest)) if isinstance(node, ast.Name))
-        once = sum(node.id == "PROFILES" for node in names) == 1
+        once = sum(node.id == "SETTINGS" for node in names) == 1
         chosen = once and re.search(
-            r"^config = choose_profile\(\s*PROFILES\s*,?\s*\)", rest, re.MULTILINE
+            r"^config = choose_profile\(\s*SETTINGS\s*,?\s*\)", rest, re.MULTILINE
         )
-        whole = not chosen or re.search(r"\bvars\(config|\bconfig\.__dict__", rest)
-        if whole or not isinstance(column, ast.Dict):
+        if not chosen or re.search(r"\bvars\(config|\bconfig\.__dict__", rest):
             continue
         rest += package
         rows = [
-            f'"{key}": {_text(source, value)},'
-            for key, value in _items(column).items()
-            if re.search(rf"\b{key}\b", rest)
+            f'"{key}": ({_text(source, value.elts[0])},),'
+            for key, value in _items(statement.value).items()
+            if isinstance(value, ast.Tuple) and re.search(rf"\b{key}\b", rest)
+            if _text(source, value.elts[0]) != "None"
         ]
         table = "\n".join(rows)
-        return _replaced(source, statement.value, f'{{"cpu": {{\n{table}\n}}}}')
+        return _replaced(source, statement.value, f"{{\n{table}\n}}")
     return source
 
 

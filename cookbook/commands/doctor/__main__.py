@@ -1,8 +1,8 @@
 """The doctor before the operation: `make check-data DATA=my.jsonl`.
 
-It (`python -m cookbook.doctor my.jsonl`) reads data as a recipe would read them and says what
-the recipe would make of them, on the terminal and as a page. Nothing is trained, and no weights are
-loaded.
+It (`python -m cookbook.commands.doctor my.jsonl`) reads data as a recipe would read them and says
+what the recipe would make of them, on the terminal and as a page. Nothing is trained but, for the
+plan, a few layers with random weights, and no weights are loaded.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import re
 import statistics
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,11 +26,11 @@ from datasets import Dataset, DatasetDict, Features, Json, disable_progress_bars
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from cookbook import chat, data, files, forms, models
+from cookbook.commands.doctor import page as pages
+from cookbook.commands.doctor import private
+from cookbook.commands.doctor.page import Bars, Examples, Table
+from cookbook.commands.doctor.recipe import Recipe, heard
 from cookbook.deduplicate import near_duplicates, near_duplicates_within
-from cookbook.doctor import page as pages
-from cookbook.doctor import private
-from cookbook.doctor.page import Bars, Examples, Table
-from cookbook.doctor.recipe import Recipe, heard
 from cookbook.forms import Row
 from cookbook.paths import as_typed, start_command, typed_path
 from cookbook.profiles import ROOT, CookbookError, choose_profile, compute_dtype
@@ -236,7 +235,7 @@ def usable(
         rows = forms.as_pairs(rows, recipe.pairs, name)
         data.check_columns(rows, recipe.pairs, name)
         if recipe.grpo:
-            rows = rows.map(_with_figure)
+            rows = rows.map(forms.with_result)
         wanted = [recipe.pairs[0], "answer"] if recipe.grpo else [*recipe.pairs]
         rows = data.drop_rows_without(rows, wanted, name)
         if recipe.figures:
@@ -265,11 +264,6 @@ def _better_recipe(columns: set[str], recipe: Recipe) -> str:
 
 def _figure(text: str) -> str:
     return forms.result_of(text) if "####" in text else ""
-
-
-def _with_figure(row: Row) -> Row:
-    worked = row["completion"] if row.get("answer") is None else str(row["answer"])
-    return {"answer": forms.result_of(worked)}
 
 
 def _why_dropped(row: Row, form: forms.Form | None, recipe: Recipe) -> str:
@@ -740,7 +734,7 @@ class Examination:
             f"{setting} keeps {sum(one <= best for one in lengths) / len(lengths):.1%} of the rows."
         )
         if self.recipe.grpo:
-            enough = f"{best} tokens keep {KEEP:.0%} of the rows: `max_prompt_length` in PROFILES."
+            enough = f"{best} tokens keep {KEEP:.0%} of the rows: `max_prompt_length` in SETTINGS."
         counted = ""
         if tokens.counted < total or tokens.labelled_from < total:
             counted = (
@@ -838,7 +832,8 @@ class Examination:
         )
         config = self.config
         if config.model == "gpt2":
-            shape: Any = AutoConfig.for_model("gpt2", **config.shape)
+            named = {name: value for name, value in vars(config).items() if name.startswith("n_")}
+            shape: Any = AutoConfig.for_model("gpt2", **named)
         else:
             shape = AutoConfig.from_pretrained(models.resolve_model(config.model, weights=False))
         shape.vocab_size = config.vocab_size
@@ -863,7 +858,7 @@ class Examination:
         if pairs:
             given["model_config"] = AutoConfig.from_pretrained(path)
         elif self.recipe.pairs == ("document", "summary"):
-            given["model_config"] = models.causal_class(path)[1]
+            given["model_config"] = models.config_of(path)
         self._planned(given)
 
     def _planned(self, given: dict[str, Any]) -> None:
@@ -887,7 +882,6 @@ class Examination:
             Table(["trained", "memory", "time"], rows),
             f"For {self.config.max_steps} steps, planned for this machine, which has "
             f"{there / gib:.1f} GiB; its speed was measured just now.",
-            _AMX if _has_amx() and not torch.cuda.is_available() else None,
         )
         most = max(one.memory.total for one in plans)
         if most > there:
@@ -895,15 +889,6 @@ class Examination:
                 f"Training needs {most / gib:.1f} GiB, more than the {there / gib:.1f} GiB here: "
                 "lower `per_device_train_batch_size`, or COOKBOOK_MAX_LENGTH."
             )
-
-
-# By the records of all recipes, results/recipes.
-_AMX = "This processor has AMX, and plans do not know that: expect six to eight times as long."
-
-
-def _has_amx() -> bool:
-    """Tell whether the processor has tiles for matrices."""
-    return bool(torch.cpu.get_capabilities().get("amx_tile"))
 
 
 # --- The command --------------------------------------------------------------------------------
@@ -944,7 +929,6 @@ def main(arguments: Iterable[str] | None = None) -> int:
     options = parser.parse_args(None if arguments is None else list(arguments))
     start_command()
     disable_progress_bars()
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     source = options.data or os.environ.get("COOKBOOK_DATASET", "")
     notebook = _notebook(options.nb or DEFAULT)
     if not source:
@@ -958,7 +942,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         os.environ["COOKBOOK_MODEL"] = options.model
     try:
         recipe = Recipe(notebook)
-        findings = examine(recipe, choose_profile(recipe.profiles))
+        findings = examine(recipe, choose_profile(recipe.settings))
     except CookbookError as error:
         print(f"not usable: {private.masked(str(error))}")
         return 1

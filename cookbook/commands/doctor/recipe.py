@@ -15,8 +15,8 @@ from typing import Any
 
 import nbformat
 
+from cookbook.commands.run import parameters, recipe_of
 from cookbook.profiles import CookbookError
-from cookbook.run import parameters, recipe_of
 
 Names = dict[str, Any]
 
@@ -43,9 +43,9 @@ class Recipe:
                 error
             )
         self.name = recipe_of(path)
-        self.profiles: dict[str, dict[str, Any]] = parameters(notebook).get("PROFILES", {})
-        if not self.profiles:
-            raise CookbookError(f"{path} has no PROFILES table, so it is no recipe.")
+        self.settings: dict[str, tuple[Any, ...]] = parameters(notebook).get("SETTINGS", {})
+        if not self.settings:
+            raise CookbookError(f"{path} has no SETTINGS table, so it is no recipe.")
         self.cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
         self.source = "\n".join(self.cells)
         self.texts = "data.text_batches" in self.source
@@ -118,7 +118,10 @@ class Recipe:
         first = last if self.texts else shown + 1
         body = [node for cell in self.cells[first : last + 1] for node in ast.parse(cell).body]
         asked = SimpleNamespace(
-            plan_training=plan_training, shapes=planner.shapes, Shape=planner.Shape
+            plan_training=plan_training,
+            shapes=planner.shapes,
+            answer_shapes=planner.answer_shapes,
+            Shape=planner.Shape,
         )
         names = {**self._imported({*_used(body)} - {*given}), **given, "planner": asked}
         with heard([]):

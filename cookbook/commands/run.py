@@ -1,4 +1,6 @@
-"""Execute one notebook on this machine's profile: `python -m cookbook.run 02-PEFT/<name>.ipynb`.
+"""Execute one notebook on this machine's profile.
+
+`python -m cookbook.commands.run 02-PEFT/<name>.ipynb` is what `make notebook` calls.
 
 The executed copy lands in the run's folder beside `metrics.json` and the pictures; the notebook in
 the repository stays as it is.
@@ -26,7 +28,7 @@ from cookbook.report import before_after_table, run_folder
 
 
 def parameters(notebook: nbformat.NotebookNode) -> dict[str, Any]:
-    """Return the literals that the notebook's `parameters` cell assigns, such as `PROFILES`."""
+    """Return the literals that the notebook's `parameters` cell assigns, such as `SETTINGS`."""
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
             return {
@@ -84,7 +86,7 @@ def execute(path: Path, timeout: int | None = None) -> Path:
     given = parameters(notebook)
     # A copy under another name, as in a sweep, writes where its own RECIPE says.
     recipe = given.get("RECIPE", recipe_of(path))
-    folder = run_folder(recipe, choose_profile(given["PROFILES"]))
+    folder = run_folder(recipe, choose_profile(given["SETTINGS"]))
     with held(folder):
         _execute(notebook, path, folder, timeout)
     return folder
@@ -155,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DeadKernelError:
         print(
             "The kernel died: most often the machine ran out of memory. Lower "
-            "`per_device_train_batch_size` in the notebook's PROFILES table and run it again; "
+            "`per_device_train_batch_size` in the notebook's SETTINGS table and run it again; "
             "training resumes from its last checkpoint.",
             file=sys.stderr,
         )

@@ -20,7 +20,7 @@ from typing import Any
 
 import nbformat
 
-from cookbook import processor
+from cookbook.commands import cpu_code
 from cookbook.offline.manifest import PRODUCTS
 from cookbook.profiles import ROOT
 
@@ -28,6 +28,7 @@ Digests = dict[str, str]
 Place = tuple[str, str]  # a module, and a name in it or nothing for its other lines
 # How the embedded products are built is told apart, by product.
 APART = ("cookbook.offline",)
+SOURCES = ("cookbook.offline.manifest", "cookbook.offline.sources")  # told by fingerprints
 # What other people's data and models go through. The runs recorded here have the embedded ones, so
 # that they depend on none of it; a test sees that they call none of it.
 GIVEN: tuple[Place, ...] = (
@@ -279,7 +280,7 @@ def code_digest(notebook: nbformat.NotebookNode) -> str:
 
 def code_for_cpu(notebook: nbformat.NotebookNode, root: Path = ROOT) -> str:
     """Return what the profile `cpu` runs of a notebook's code where there is no GPU."""
-    return processor.code_for_cpu(notebook_code(notebook), package(root).text)
+    return cpu_code.code_for_cpu(notebook_code(notebook), package(root).text)
 
 
 def locked(groups: Iterable[str], root: Path = ROOT) -> str:
@@ -295,7 +296,7 @@ def products(text: str, root: Path = ROOT) -> Digests:
     for product in PRODUCTS:
         if re.search(rf"(?<![\w-]){re.escape(product.name)}(?![\w-])", text):
             call = f"from cookbook.offline.builders import {product.build.__name__} as f\nf"
-            parts = package(root).used_by(call, apart=("cookbook.offline.manifest",))
+            parts = package(root).used_by(call, apart=SOURCES)
             found[product.name] = digest(product.fingerprint, *map("=".join, parts.items()))
     return found
 

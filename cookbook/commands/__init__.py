@@ -1,0 +1,1 @@
+"""What Make's commands run. No notebook imports anything from here."""

@@ -193,7 +193,7 @@ def _installed(names: Sequence[str]) -> dict[str, str]:
 def write_card(folder: Path, content: dict[str, Any], kind: str = "LoRA adapter") -> None:
     """Write a model card into a saved model's folder: where it comes from, and what it scores.
 
-    The folder's files are printed. `content` is that of `metrics.json`; `kind` is what the folder holds, whose files are printed.
+    `content` is that of `metrics.json`; `kind` is what the folder holds, whose files are printed.
     """
     train = content["train"]
     ModelCard(f"""---
@@ -211,7 +211,6 @@ on {content["dataset"]} ({train["tokens"]} tokens, {train["steps"]} steps).
 
 Licences: those of the base model and of the data apply.
 """).save(folder / "README.md")
-    print(*sorted(path.name for path in folder.iterdir()), sep="\n")
     print(*sorted(path.name for path in folder.iterdir()), sep="\n")
 
 

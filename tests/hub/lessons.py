@@ -45,14 +45,15 @@ def lines_to_replace(path: Path) -> list[Line]:
     return found
 
 
-def pasted(path: Path, lines: list[Line], after_imports: str = "") -> str:
+def pasted(path: Path, lines: list[Line], after_config: str = "") -> str:
     """Return a notebook's cells tagged `lesson`, one after the other, with lines replaced.
 
-    Each old line must be in them. `after_imports` is what a test adds.
+    Each old line must be in them. A test adds `after_config` below the line that makes `config`.
     """
     notebook = nbformat.read(path, as_version=4)
     cells = [cell.source for cell in notebook.cells if "lesson" in cell.metadata.get("tags", [])]
-    own = "\n".join([*(one.new for one in lines if not one.old), after_imports])
+    own = "\n".join(one.new for one in lines if not one.old)
+    own = re.sub(r"^config.*$", lambda found: found[0] + after_config, own, flags=re.MULTILINE)
     code = "\n\n".join([*cells[:2], own, *cells[2:]])  # the settings, and the imports
     for one in lines:
         if not one.old:

@@ -772,3 +772,16 @@ def _moved(turns: Sequence[Turn], template: str) -> list[Turn]:
             turn = {**turn, key: thought, "content": said.strip()}
         found.append(turn)
     return found
+
+
+def test_pairs_are_checked_and_shown_as_one_sequence(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"input_ids": [6, 7, 1], "labels": [8, 1]}, {"input_ids": [6] * 9, "labels": [8, 1]}]
+    pairs, words = Dataset.from_list(rows), tiny.tokenizer()
+    checked = chat.check_pairs({"train": pairs}, words, [1], max_length=5)
+    assert list(checked["train"]) == rows[:1]
+    (shown,) = chat.in_one_sequence(checked["train"])
+    assert shown == {"input_ids": [6, 7, 1, 8, 1], "labels": [chat.IGNORED] * 3 + [8, 1]}
+    said = capsys.readouterr().out
+    assert "Dropped 1 rows of the train split" in said and "2 supervised" in said
+    with pytest.raises(DataError, match="end-of-turn"):
+        chat.check_pairs({"train": pairs}, words, [5], max_length=5)

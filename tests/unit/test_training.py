@@ -1,6 +1,8 @@
 """Runs are resumed or kept, torn checkpoints are left out, and the faster loss is the same loss."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -205,6 +207,17 @@ def test_trainable_weights_become_float32() -> None:
     head.requires_grad = False
     with pytest.raises(CookbookError, match="No weight is trainable"):
         training.train_in_float32(model)
+
+
+def test_costs_are_told_and_the_optimizer_s_means_are_freed(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path)
+    trainer.train()
+    means = weakref.ref(next(iter(trainer.optimizer.state.values()))["exp_avg"])
+    told = training.costs(trainer)
+    gc.collect()
+    assert means() is None
+    assert told["weights_trained"] == trainer.model.num_parameters()
+    assert told["seconds"] > 0 and told["peak_memory_bytes"] > 2**20
 
 
 def test_the_largest_change_is_that_of_what_is_trained() -> None:

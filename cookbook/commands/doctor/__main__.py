@@ -855,9 +855,7 @@ class Examination:
             or max(1, torch.cuda.device_count()),
             "task_type": "SEQ_2_SEQ_LM" if pairs else "CAUSAL_LM",
         }
-        if pairs:
-            given["model_config"] = AutoConfig.from_pretrained(path)
-        elif self.recipe.pairs == ("document", "summary"):
+        with heard([]):
             given["model_config"] = models.config_of(path)
         self._planned(given)
 

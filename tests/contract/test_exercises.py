@@ -1,0 +1,87 @@
+"""Three exercises end each notebook, and their hidden answers are what was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from cookbook.commands.run import recipe_of
+from tests.contract.repository import notebooks
+from tests.exercises import __main__ as measured
+from tests.exercises.catalogue import EXERCISES, Exercise
+from tests.faults.planting import NotThere
+
+pytestmark = pytest.mark.contract
+
+ANSWER = re.compile(
+    r"<details><summary>Measured answer</summary>\n\n<!-- exercise: (\S+) -->\n"
+    r"(\|.*\n)+\n+(\S[^<]*)</details>"
+)
+
+
+def name_of(path: Path) -> str:
+    """Test id."""
+    return path.stem
+
+
+def exercises_of(path: Path) -> str:
+    """Return the text of a notebook's exercises, its last cell."""
+    last = nbformat.read(path, as_version=4).cells[-1]
+    assert last.source.startswith("### Exercises\n"), "the last cell holds the exercises"
+    return str(last.source)
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=name_of)
+def test_three_exercises_each_with_a_hidden_answer(path: Path) -> None:
+    text, wanted = exercises_of(path), EXERCISES[recipe_of(path)]
+    assert [one[1] for one in ANSWER.finditer(text)] == [one.name for one in wanted]
+    assert len(wanted) == 3
+    assert re.findall(r"^\*\*(\d)\. ", text, re.MULTILINE) == ["1", "2", "3"]
+    assert text.count("Expect") >= 3, "each says what to expect"
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=name_of)
+def test_the_answers_are_the_measured_ones(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert measured.rewritten(path) == text, "run: python -m tests.exercises --tables"
+    content = json.loads((measured.RESULTS / f"{recipe_of(path)}.json").read_text(encoding="utf-8"))
+    for one in EXERCISES[recipe_of(path)]:
+        found = content["figures"][one.name]
+        assert found["changes"] == [list(change) for change in one.changes], one.name
+        for name in one.shown:
+            assert {name} <= found.keys() & content["figures"][measured.AS_IT_IS].keys()
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=name_of)
+def test_the_changes_fit_the_notebook(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for one in EXERCISES[recipe_of(path)]:
+        assert measured.changed(text, one) != text
+
+
+def test_a_change_that_fits_nothing_is_found_out() -> None:
+    nothing = Exercise("none", "none", (("no such line", "another"),), ())
+    with pytest.raises(NotThere, match="no such line"):
+        measured.changed(notebooks()[0].read_text(encoding="utf-8"), nothing)
+
+
+def test_a_table_is_drawn_from_what_was_measured() -> None:
+    exercise = Exercise("rank", "`r` 4", (), ("loss", "weights"))
+    content = {
+        "device": "Some CPU",
+        "precision": "float32",
+        "figures": {
+            measured.AS_IT_IS: {"loss": 3.0321, "weights": 4884480.0},
+            "rank": {"loss": 3.1, "weights": 1221120.0},
+        },
+    }
+    assert measured.table(content, exercise).splitlines() == [
+        "| Some CPU, float32, seed 0 | loss | weights |",
+        "| --- | --- | --- |",
+        "| as it is | 3.032 | 4,884,480 |",
+        "| `r` 4 | 3.100 | 1,221,120 |",
+    ]

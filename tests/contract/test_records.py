@@ -28,7 +28,9 @@ pytestmark = pytest.mark.contract
 RECIPES = [run.recipe_of(path) for path in record.notebooks()]
 GRPO = "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO"
 EPYC, XEON = "AMD EPYC", "Intel Xeon"  # with units for bfloat16; the second has AMX besides
-_SLOWER = pytest.mark.xfail(strict=True, reason="31 minutes, with AMX")
+# A plan is of computing. This training of twelve steps writes four checkpoints of 1.6 GB, each file
+# of which is synchronized, and sends a gigabyte from process to process in each step.
+_COMPUTING = pytest.mark.xfail(strict=True, reason="checkpoints and traffic are not planned")
 
 
 def planned_runs(recipe: str) -> list[record.Run]:
@@ -48,12 +50,13 @@ def minutes(recipe: str, device: str | None = None) -> float:
 
 
 def plans() -> list[Any]:
-    """Return (recipe, what, device) of all plans."""
+    """Return (recipe, what, device) of all plans; what is known to be off is marked."""
     found = []
     for recipe in RECIPES:
         devices = {one["hardware"]["device"] for one in planned_runs(recipe)}
         for what, device in product(("seconds", "peak_memory_bytes"), sorted(devices)):
-            found.append((recipe, what, device))
+            off = (recipe, what, device) == (DISTRIBUTED, "seconds", XEON)
+            found.append(pytest.param(recipe, what, device, marks=[_COMPUTING] if off else []))
     return found
 
 
@@ -77,7 +80,7 @@ def test_a_cpu_run_needs_less_than_8_gib(recipe: str) -> None:
             assert one["train"]["peak_memory_bytes"] < 8 * GIB
 
 
-@pytest.mark.parametrize("device", [EPYC, pytest.param(XEON, marks=_SLOWER)])
+@pytest.mark.parametrize("device", [EPYC, XEON])
 def test_the_recipes_of_one_process_take_less_than_25_minutes(device: str) -> None:
     """Where a CPU has units for bfloat16, as in CI; without them it takes twice as long."""
     assert sum(minutes(recipe, device) for recipe in RECIPES if recipe != DISTRIBUTED) < 25
@@ -90,8 +93,8 @@ def test_the_recipes_of_one_process_take_less_than_25_minutes(device: str) -> No
         pytest.param(
             EPYC, 25, marks=pytest.mark.xfail(strict=True, reason="the distributed recipe")
         ),
-        # Machines by this name differ: 28.5 minutes on one, 35 on another, of the same code.
-        pytest.param(XEON, 29, marks=pytest.mark.xfail(strict=True, reason="35 minutes")),
+        # Machines by this name differ: 35 minutes were recorded on one, of what another does in 22.
+        (XEON, 29),
     ],
 )
 def test_all_recipes_together(device: str, most: float) -> None:

@@ -61,14 +61,18 @@ def plans() -> list[Any]:
 
 
 @pytest.mark.parametrize(("recipe", "what", "device"), plans())
-def test_a_plan_comes_true_within_a_fifth(recipe: str, what: str, device: str) -> None:
-    """In bfloat16, in which what memory is kept was recorded; elsewhere a plan has to be safe."""
+def test_a_plan_comes_true(recipe: str, what: str, device: str) -> None:
+    """Seconds within a fifth, memory within a quarter; in bfloat16, for which both were recorded.
+
+    Elsewhere a plan only has to be safe for memory.
+    """
+    bound = 0.2 if what == "seconds" else 0.25
     for one in planned_runs(recipe):
         if one["hardware"]["device"] != device:
             continue
         planned, measured = (one["planned"][what][end] for end in ("planned", "measured"))
         if one["hardware"]["precision"] == "bfloat16":
-            assert planned == pytest.approx(measured, rel=0.2), one["seed"]
+            assert planned == pytest.approx(measured, rel=bound), one["seed"]
         elif what == "peak_memory_bytes":
             assert 0.8 < planned / measured < 1.5, one["seed"]
 

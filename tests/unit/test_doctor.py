@@ -456,7 +456,7 @@ def test_a_training_that_does_not_fit_is_warned_of(
     doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Little:
-        total = 2**20
+        total = available = 2**20
 
     monkeypatch.setattr("cookbook.planner.matmul_rate", lambda dtype: 1e12)
     monkeypatch.setattr("psutil.virtual_memory", Little)

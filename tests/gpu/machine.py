@@ -66,17 +66,32 @@ def describe() -> Facts:
 def asked_for(notebook: Path) -> list[str]:
     """Return the normalised names of the packages that executing a notebook takes.
 
-    Of those that its group and the core ask for: what the notebook imports, what the package does
-    (`cookbook`), and what runs it. JupyterLab, for one, is for people.
+    Of those that its group and the core ask for: what the notebook imports, what the modules of
+    `cookbook` do that it needs, and what runs it. JupyterLab, for one, is for people.
     """
     group = FOLDER_GROUPS[notebook.parent.name]
     cells = nbformat.read(notebook, as_version=4).cells
-    sources = ["\n".join(cell.source for cell in cells if cell.cell_type == "code")]
-    sources += [path.read_text(encoding="utf-8") for path in (ROOT / "cookbook").glob("*.py")]
+    sources = _with_modules("\n".join(one.source for one in cells if one.cell_type == "code"))
     imported = RUNS_IT.union(*map(_imported, sources))
     names = (one.name for one in [*required_packages(), *required_packages(group)])
     wanted = {str(canonicalize_name(name)) for name in names}
     return sorted(name for name in wanted if MODULES.get(name, name.replace("-", "_")) in imported)
+
+
+def _with_modules(source: str) -> list[str]:
+    """Return some code, and that of the modules of `cookbook` that it needs."""
+    found, waiting = {"": source}, [source]
+    while waiting:
+        nodes = ast.walk(ast.parse(waiting.pop()))
+        froms = [one for one in nodes if isinstance(one, ast.ImportFrom) and one.module]
+        names = {str(one.module).removeprefix("cookbook.") for one in froms}
+        names |= {part.name for one in froms if one.module == "cookbook" for part in one.names}
+        for name in names - found.keys():
+            path = ROOT / "cookbook" / f"{name}.py"
+            if path.is_file():
+                found[name] = path.read_text(encoding="utf-8")
+                waiting.append(found[name])
+    return [*found.values()]
 
 
 def _imported(source: str) -> set[str]:

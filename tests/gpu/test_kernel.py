@@ -185,7 +185,7 @@ def test_the_notebook_asks_for_what_it_imports(monkeypatch: pytest.MonkeyPatch) 
     versions = {name: "9.9" for name in present}
     monkeypatch.setattr(profiles, "_installed_version", versions.get)
     monkeypatch.setenv("COOKBOOK_ANY_VERSION", "1")
-    with pytest.raises(profiles.CookbookError, match="jupyterlab is not installed"):
+    with pytest.raises(profiles.CookbookError, match="rouge-score is not installed"):
         profiles.check_environment("peft")
     kernel.ask_for_what_is_imported(sorted(present))
     table = profiles.check_environment("peft")

@@ -28,9 +28,9 @@ GEMMA = ROOT / "04-Reasoning-Tuning" / "Financial-Reasoning-Gemma-3.ipynb"
 QWEN3 = ROOT / "04-Reasoning-Tuning" / "Qwen3-Reasoning-Conversational.ipynb"
 # What comes before training need not be measured on many rows.
 QUICK = {
-    '"eval_examples": 256': '"eval_examples": 4',
-    '"generate_examples": 64': '"generate_examples": 2',
-    '"max_new_tokens": 128': '"max_new_tokens": 2',
+    "(96,     256,": "(96,     4,",  # eval_examples
+    "(32,     64,     128),    # for": "(32,     2,      128),    # for",
+    "(48,     128,": "(48,     2,",  # max_new_tokens
 }
 
 

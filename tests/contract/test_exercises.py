@@ -13,6 +13,7 @@ from cookbook.commands.run import recipe_of
 from tests.contract.repository import notebooks
 from tests.exercises import __main__ as measured
 from tests.exercises.catalogue import EXERCISES, Exercise
+from tests.exercises.tasks import TASKS
 from tests.faults.planting import NotThere
 
 pytestmark = pytest.mark.contract
@@ -52,7 +53,9 @@ def test_three_exercises_each_with_a_hidden_answer(path: Path) -> None:
     assert [one[1] for one in ANSWER.finditer(text)] == [one.name for one in wanted]
     assert len(wanted) == 3
     assert re.findall(r"^\*\*(\d)\. ", text, re.MULTILINE) == ["1", "2", "3"]
-    assert text.count("Expect") >= 3, "each says what to expect"
+    said = " ".join(text.replace("**", "").split())
+    for task in TASKS[recipe_of(path)].values():
+        assert task in said and "Expect" in task, "it says what to do and what to expect"
 
 
 @pytest.mark.parametrize("path", MEASURED, ids=name_of)
@@ -72,6 +75,13 @@ def test_the_changes_fit_the_notebook(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for one in EXERCISES[recipe_of(path)]:
         assert measured.changed(text, one) != text
+
+
+def test_every_exercise_says_what_to_do_and_what_to_expect() -> None:
+    assert TASKS.keys() == EXERCISES.keys()
+    for recipe, tasks in TASKS.items():
+        assert list(tasks) == [one.name for one in EXERCISES[recipe]]
+        assert all("xpect" in task for task in tasks.values())
 
 
 def test_a_change_that_fits_nothing_is_found_out() -> None:

@@ -31,6 +31,12 @@ EPYC, XEON = "AMD EPYC", "Intel Xeon"  # with units for bfloat16; the second has
 # A plan is of computing. This training of twelve steps writes four checkpoints of 1.6 GB, each file
 # of which is synchronized, and sends a gigabyte from process to process in each step.
 _COMPUTING = pytest.mark.xfail(strict=True, reason="checkpoints and traffic are not planned")
+# 0.79: the one recipe whose memory is planned below what it took by more than a fifth.
+_LITTLE = pytest.mark.xfail(strict=True, reason="a plan 0.01 below the bound")
+_OFF = {
+    (DISTRIBUTED, "seconds", XEON): _COMPUTING,
+    ("04-Reasoning-Tuning/Qwen3-Reasoning-Conversational", "peak_memory_bytes", XEON): _LITTLE,
+}
 
 
 def planned_runs(recipe: str) -> list[record.Run]:
@@ -55,24 +61,20 @@ def plans() -> list[Any]:
     for recipe in RECIPES:
         devices = {one["hardware"]["device"] for one in planned_runs(recipe)}
         for what, device in product(("seconds", "peak_memory_bytes"), sorted(devices)):
-            off = (recipe, what, device) == (DISTRIBUTED, "seconds", XEON)
-            found.append(pytest.param(recipe, what, device, marks=[_COMPUTING] if off else []))
+            marks = [mark] if (mark := _OFF.get((recipe, what, device))) else []
+            found.append(pytest.param(recipe, what, device, marks=marks))
     return found
 
 
 @pytest.mark.parametrize(("recipe", "what", "device"), plans())
 def test_a_plan_comes_true(recipe: str, what: str, device: str) -> None:
-    """Seconds within a fifth, memory within a quarter; in bfloat16, for which both were recorded.
-
-    Elsewhere a plan only has to be safe for memory.
-    """
-    bound = 0.2 if what == "seconds" else 0.25
+    """Within a fifth in bfloat16, for which both were recorded; elsewhere only safe for memory."""
     for one in planned_runs(recipe):
         if one["hardware"]["device"] != device:
             continue
         planned, measured = (one["planned"][what][end] for end in ("planned", "measured"))
         if one["hardware"]["precision"] == "bfloat16":
-            assert planned == pytest.approx(measured, rel=bound), one["seed"]
+            assert planned == pytest.approx(measured, rel=0.2), one["seed"]
         elif what == "peak_memory_bytes":
             assert 0.8 < planned / measured < 1.5, one["seed"]
 

@@ -18,6 +18,7 @@ import nbformat
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from cookbook.commands import proof
 from cookbook.profiles import ROOT, device_name, required_packages
 from tests.contract.repository import FOLDER_GROUPS
 
@@ -80,18 +81,9 @@ def asked_for(notebook: Path) -> list[str]:
 
 def _with_modules(source: str) -> list[str]:
     """Return some code, and that of the modules of `cookbook` that it needs."""
-    found, waiting = {"": source}, [source]
-    while waiting:
-        nodes = ast.walk(ast.parse(waiting.pop()))
-        froms = [one for one in nodes if isinstance(one, ast.ImportFrom) and one.module]
-        names = {str(one.module).removeprefix("cookbook.") for one in froms}
-        names |= {part.name for one in froms if one.module == "cookbook" for part in one.names}
-        for name in names - found.keys():
-            path = ROOT / "cookbook" / f"{name}.py"
-            if path.is_file():
-                found[name] = path.read_text(encoding="utf-8")
-                waiting.append(found[name])
-    return [*found.values()]
+    names = {one.partition(".")[0] for one in proof.package().used_by(source)}
+    paths = [ROOT / "cookbook" / f"{name}.py" for name in sorted(names)]
+    return [source, *(path.read_text(encoding="utf-8") for path in paths if path.is_file())]
 
 
 def _imported(source: str) -> set[str]:

@@ -20,6 +20,15 @@ echo "$call" >> "$CALLS"
 test "$call" != "$FAILING"
 """
 MAKE_USES = ("black", "isort", "flake8", "mypy", "nbqa", "nbstripout", "python")
+# The shared tool, whose engine fills a folder and answers while that is there.
+ENGINE = """#!/bin/sh
+case "$1" in
+start) mkdir "$CONTAINER_ENGINE_ROOT/data" && echo "$CONTAINER_ENGINE_ROOT" > "$CALLS.engine" ;;
+esac
+"""
+ENGINE_IS_THERE = """#!/bin/sh
+test -d "$(cat "$CALLS.engine" 2>/dev/null)/data" && echo "docker $*" >> "$CALLS"
+"""
 # All that .ci/run looks for, so that it installs nothing.
 CI_USES = ("make", "git", "python3", "chromium", "npx", "ip", "docker")
 
@@ -87,3 +96,23 @@ def test_ci_ends_with_what_fails_first(tree: Path) -> None:
     for call in made:
         status, before = run(command, tree, failing=call)
         assert (status, before[-1]) == (1, call)
+
+
+@pytest.mark.parametrize("failing", ["", "make docker-test"])
+def test_ci_keeps_no_images_beside_what_it_installs_next(failing: str, tree: Path) -> None:
+    stand_ins(tree / "bin", CI_USES)
+    shared = tree.parent / "shared" / "tools" / "container-engine"
+    shared.parent.mkdir(parents=True)
+    shared.write_text(ENGINE)
+    (tree / "bin" / "docker").write_text(ENGINE_IS_THERE)
+    no_record = '#!/bin/sh\ntest "$3" != is-current\n'
+    (tree / ".venv" / "bin" / "python").write_text(no_record)
+    groups = "make test MARK=slow and not thorough HELD=--held"
+    (tree / "bin" / "make").write_text(f"{STAND_IN.rstrip()} && {{ docker info || true; }}\n")
+    status, calls = run(["bash", str(tree / ".ci" / "run")], tree, failing)
+    assert "docker info" in calls and "make docker-test" in calls
+    assert not Path((tree / "calls.engine").read_text().strip()).exists()
+    if failing:
+        assert status == 1 and groups not in calls
+    else:
+        assert status == 0 and calls[calls.index(groups) :].count("docker info") == 0

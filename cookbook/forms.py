@@ -540,13 +540,6 @@ def with_result(row: Row) -> Row:
     return {"answer": result_of(str(worked or ""))}
 
 
-def with_rule(prompt: list[Turn], rule: str) -> list[Turn]:
-    """Return a prompt with a rule as its system turn, before what that says already."""
-    first = prompt[0] if prompt and prompt[0]["role"] == "system" else None
-    said = f"{rule}\n\n{first['content']}" if first else rule
-    return [{"role": "system", "content": said}, *prompt[1 if first else 0 :]]
-
-
 def with_shots(prompt: list[Turn], shots: list[Turn]) -> list[Turn]:
     """Return a prompt with example turns after its system turn."""
     at = 1 if prompt and prompt[0]["role"] == "system" else 0

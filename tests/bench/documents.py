@@ -40,15 +40,19 @@ def gain(work: str, setting: str, records: Sequence[Record]) -> str:
     """Return what a setting is worth, from the newest record of a work, as two cells of a table.
 
     They are how many times as fast training is with it, and by how much that changes peak memory.
+    Where some rounds were faster with the setting and some without, that is said.
     Raises KeyError where the setting was never taken away in that work.
     """
     newest = max((one for one in records if one["work"] == work), key=lambda one: one["date"])
     name = WITHOUT + CHOICE_OF[setting]
-    ours, without = (
-        newest["contestants"][one]["peak_memory_bytes"] for one in (results.BASELINE, name)
-    )
-    memory = round(ours / without - 1, 2) + 0.0  # never "-0%"
-    return f"{newest['ours_is_times_as_fast_as'][name]:.2f} | {memory:+.0%}"
+    ours, without = (newest["contestants"][one] for one in (results.BASELINE, name))
+    memory = round(ours["peak_memory_bytes"] / without["peak_memory_bytes"] - 1, 2) + 0.0  # not -0%
+    times = f"{newest['ours_is_times_as_fast_as'][name]:.2f}"
+    rounds = (one["tokens_per_second_of_each_round"] for one in (ours, without))
+    ratios = [one / other for one, other in zip(*rounds, strict=True)]
+    if min(ratios) <= 1 <= max(ratios):
+        times = f"no gain seen ({times})"
+    return f"{times} | {memory:+.0%}"
 
 
 def with_gains(text: str, records: Sequence[Record]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from cookbook.commands.run import recipe_of
 from tests.contract.repository import notebooks
 from tests.exercises import __main__ as measured
-from tests.exercises.catalogue import EXERCISES, Exercise
+from tests.exercises.catalogue import EXERCISES, SEEDS, Exercise
 from tests.exercises.tasks import TASKS
 from tests.faults.planting import NotThere
 
@@ -63,18 +64,19 @@ def test_the_answers_are_the_measured_ones(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert measured.rewritten(path) == text, "run: python -m tests.exercises --tables"
     content = json.loads((measured.RESULTS / f"{recipe_of(path)}.json").read_text(encoding="utf-8"))
+    seeds = {str(seed) for seed in SEEDS.get(recipe_of(path), (0,))}
     for one in EXERCISES[recipe_of(path)]:
-        found = content["figures"][one.name]
-        assert found["changes"] == [list(change) for change in one.changes], one.name
-        for name in one.shown:
-            assert {name} <= found.keys() & content["figures"][measured.AS_IT_IS].keys()
+        assert content["changes"][one.name] == [list(change) for change in one.changes], one.name
+        for found in (content["figures"][name] for name in (measured.AS_IT_IS, one.name)):
+            assert found.keys() == seeds
+            assert all({*one.shown} <= figures.keys() for figures in found.values())
 
 
 @pytest.mark.parametrize("path", notebooks(), ids=name_of)
 def test_the_changes_fit_the_notebook(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for one in EXERCISES[recipe_of(path)]:
-        assert measured.changed(text, one) != text
+        assert measured.changed(text, one.changes) != text
 
 
 def test_every_exercise_says_what_to_do_and_what_to_expect() -> None:
@@ -87,17 +89,17 @@ def test_every_exercise_says_what_to_do_and_what_to_expect() -> None:
 def test_a_change_that_fits_nothing_is_found_out() -> None:
     nothing = Exercise("none", "none", (("no such line", "another"),), ())
     with pytest.raises(NotThere, match="no such line"):
-        measured.changed(notebooks()[0].read_text(encoding="utf-8"), nothing)
+        measured.changed(notebooks()[0].read_text(encoding="utf-8"), nothing.changes)
 
 
 def test_a_table_is_drawn_from_what_was_measured() -> None:
     exercise = Exercise("rank", "`r` 4", (), ("loss", "weights"))
-    content = {
+    content: dict[str, Any] = {
         "device": "Some CPU",
         "precision": "float32",
         "figures": {
-            measured.AS_IT_IS: {"loss": 3.0321, "weights": 4884480.0},
-            "rank": {"loss": 3.1, "weights": 1221120.0},
+            measured.AS_IT_IS: {"0": {"loss": 3.0321, "weights": 4884480.0}},
+            "rank": {"0": {"loss": 3.1, "weights": 1221120.0}},
         },
     }
     assert measured.table(content, exercise).splitlines() == [
@@ -106,3 +108,24 @@ def test_a_table_is_drawn_from_what_was_measured() -> None:
         "| as it is | 3.032 | 4,884,480 |",
         "| `r` 4 | 3.100 | 1,221,120 |",
     ]
+    content["figures"][measured.AS_IT_IS]["1"] = {"loss": 3.0521, "weights": 4884480.0}
+    content["figures"]["rank"]["1"] = {"loss": 3.1, "weights": 1221120.0}
+    assert measured.table(content, exercise).splitlines() == [
+        "| Some CPU, float32, mean of 2 seeds | loss | weights |",
+        "| --- | --- | --- |",
+        "| as it is | 3.042 (3.032 to 3.052) | 4,884,480 |",
+        "| `r` 4 | 3.100 | 1,221,120 |",
+    ]
+
+
+def test_what_was_measured_of_this_code_is_kept(tmp_path: Path) -> None:
+    notebook = notebooks()[0].read_text(encoding="utf-8")
+    run = {"seal": "sha256:1", "hardware": {"device": "Some CPU", "precision": "float32"}}
+    target = tmp_path / "kept.json"
+    kept = measured.begun(target, notebook, run)
+    kept["figures"]["rank"] = {"0": {"loss": 3.1}}
+    target.write_text(json.dumps(kept), encoding="utf-8")
+    assert measured.begun(target, notebook, run) == kept
+    assert measured.begun(target, notebook, {**run, "seal": "sha256:2"})["figures"] == {}
+    other = notebook.replace("RECIPE", "RECEIPT")
+    assert measured.begun(target, other, run)["figures"] == {}

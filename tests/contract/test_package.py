@@ -11,10 +11,11 @@ import sys
 import tokenize
 from pathlib import Path
 
+import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from tests.contract.notebook_rules import KNOWN_DISTRIBUTIONS, imports
+from tests.contract.notebook_rules import KNOWN_DISTRIBUTIONS, code_cells, imports
 from tests.contract.repository import (
     FOLDER_GROUPS,
     ROOT,
@@ -179,6 +180,35 @@ def test_notebooks_and_what_they_import_use_no_command() -> None:
             assert not [one for one in theirs if "commands" in one], name
     for path in ROOT.glob("0*/*.ipynb"):
         assert "cookbook.commands" not in path.read_text(encoding="utf-8"), path.name
+
+
+def unused(sources: dict[str, str]) -> list[str]:
+    """Return public functions and classes for notebooks that nothing in `sources` names."""
+    trees = {name: ast.parse(source) for name, source in sources.items()}
+    nodes = [node for tree in trees.values() for node in ast.walk(tree)]
+    used = {one.id for one in nodes if isinstance(one, ast.Name)}
+    used |= {one.attr for one in nodes if isinstance(one, ast.Attribute)}
+    defined = [
+        f"{name}: {node.name}"
+        for name, tree in trees.items()
+        if name.startswith("cookbook/") and "/commands/" not in name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name not in used
+    ]
+    return sorted(defined)
+
+
+def test_what_only_tests_use_is_not_there() -> None:
+    files = [*ROOT.glob("cookbook/**/*.py"), *ROOT.glob("scripts/*.py")]
+    sources = {
+        path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in files
+    }
+    for path in ROOT.glob("0*/*.ipynb"):
+        cells = code_cells(nbformat.read(path, as_version=4))
+        sources[path.name] = "\n".join(cells)
+    assert unused(sources) == []
+    one = "def used(): ...\n\nclass Idle: ...\n\nused()\n"
+    assert unused({"cookbook/one.py": one}) == ["cookbook/one.py: Idle"]
 
 
 def test_code_lines() -> None:

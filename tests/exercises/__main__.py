@@ -4,9 +4,10 @@ python -m tests.exercises                       all notebooks
 python -m tests.exercises 02-PEFT/Falcon-7B-LoRA.ipynb --only rank
 python -m tests.exercises --tables              only rewrite the tables
 
-Each exercise changes a few lines of its notebook, which is then executed on the profile `cpu` with
-seed 0. What came of it is kept in results/exercises, beside the same figures of the recipe's record
-on the same hardware, which has to be current: an answer compares two runs of one code.
+Each exercise changes a few lines of its notebook, which is then executed on the profile `cpu`.
+What came of it is kept in results/exercises, beside the same figures of the notebook as it is. Of
+that the record on the same hardware has to be current: an answer compares runs of one code. What was
+measured of this code is not measured again, so an interrupted measurement can go on.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import nbformat
@@ -30,7 +32,7 @@ from cookbook.commands.proof import code_digest
 from cookbook.commands.run import recipe_of
 from cookbook.profiles import ROOT, compute_dtype, device_name
 from tests.bench.documents import with_markdown
-from tests.exercises.catalogue import EXERCISES, Exercise
+from tests.exercises.catalogue import EXERCISES, SEEDS, Exercise
 from tests.faults.planting import swap
 
 RESULTS = ROOT / "results" / "exercises"
@@ -40,9 +42,9 @@ MEASURED = re.compile(r"(<!-- exercise: (\S+) -->\n)(?:\|.*\n?)*")
 Content = dict[str, Any]
 
 
-def changed(notebook: str, exercise: Exercise) -> str:
+def changed(notebook: str, changes: Sequence[tuple[str, str]]) -> str:
     """Return a notebook's text with the lines changed that an exercise changes."""
-    for old, new in exercise.changes:
+    for old, new in changes:
         notebook = swap(old, new)(notebook)
     return notebook
 
@@ -73,55 +75,86 @@ def current(recipe: str) -> record.Run:
     return run
 
 
-def measure(path: Path, only: Sequence[str]) -> None:
-    """Execute the exercises of a notebook and keep their figures."""
-    recipe, target = recipe_of(path), RESULTS / path.parent.name / f"{path.stem}.json"
-    run, exercises = current(recipe), EXERCISES[recipe]
+def executed(path: Path, notebook: str, seed: int, exercises: Sequence[Exercise]) -> Content:
+    """Execute a notebook's text in a folder of its own and return what the exercises compare."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, path.parent.name, path.name)
+        copy.parent.mkdir()
+        copy.write_text(notebook, encoding="utf-8")
+        own = {
+            "COOKBOOK_RUNS": f"{folder}/runs",
+            "COOKBOOK_PROFILE": "cpu",
+            "COOKBOOK_SEED": str(seed),
+        }
+        command = [sys.executable, "-m", "cookbook.commands.run", str(copy)]
+        subprocess.run(command, check=True, cwd=ROOT, env=os.environ | own)
+        return figures(Path(folder, "runs", recipe_of(path), "cpu"), exercises)
+
+
+def begun(target: Path, notebook: str, run: record.Run) -> Content:
+    """Return what was measured of this code before, or nothing yet."""
+    of = {
+        "notebook": code_digest(nbformat.reads(notebook, as_version=4)),
+        "record": run["seal"],
+        "device": run["hardware"]["device"],
+        "precision": run["hardware"]["precision"],
+    }
     kept = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
-    notebook = path.read_text(encoding="utf-8")
-    code = code_digest(nbformat.reads(notebook, as_version=4))
-    if kept.get("notebook") != code:
-        kept = {"figures": {}}
-    kept |= {"notebook": code, "device": run["hardware"]["device"]}
-    kept |= {"precision": run["hardware"]["precision"]}
-    kept["figures"][AS_IT_IS] = figures(ROOT / "runs" / recipe / "cpu-seed0", exercises)
-    for one in exercises:
-        if only and one.name not in only:
+    if {name: kept.get(name) for name in of} != of:
+        kept = of | {"changes": {}, "figures": {}}
+    return dict(kept)
+
+
+def measure(path: Path, only: Sequence[str]) -> None:
+    """Execute the exercises of a notebook, and itself with other seeds, and keep their figures."""
+    recipe, target = recipe_of(path), RESULTS / path.parent.name / f"{path.stem}.json"
+    exercises, notebook = EXERCISES[recipe], path.read_text(encoding="utf-8")
+    kept = begun(target, notebook, current(recipe))
+    recorded = figures(ROOT / "runs" / recipe / "cpu-seed0", exercises)
+    kept["figures"].setdefault(AS_IT_IS, {})["0"] = recorded
+    wanted = {AS_IT_IS: (), **{one.name: one.changes for one in exercises}}
+    for name, changes in wanted.items():
+        if only and name not in (AS_IT_IS, *only):
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder, path.parent.name, path.name)
-            copy.parent.mkdir()
-            copy.write_text(changed(notebook, one), encoding="utf-8")
-            own = {
-                "COOKBOOK_RUNS": f"{folder}/runs",
-                "COOKBOOK_PROFILE": "cpu",
-                "COOKBOOK_SEED": "0",
-            }
-            command = [sys.executable, "-m", "cookbook.commands.run", str(copy)]
-            subprocess.run(command, check=True, cwd=ROOT, env=os.environ | own)
-            found = figures(Path(folder, "runs", recipe, "cpu"), exercises)
-        kept["figures"][one.name] = found | {"changes": [list(change) for change in one.changes]}
-        kept["date"] = datetime.now(UTC).date().isoformat()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-        print(f"measured {recipe}: {one.name}", flush=True)
+        told = [list(change) for change in changes]
+        if kept["changes"].get(name, told) != told:
+            del kept["figures"][name]
+        kept["changes"][name] = told
+        text = changed(notebook, changes)
+        for seed in SEEDS.get(recipe, (0,)):
+            if str(seed) in kept["figures"].setdefault(name, {}):
+                continue
+            kept["figures"][name][str(seed)] = executed(path, text, seed, exercises)
+            kept["date"] = datetime.now(UTC).date().isoformat()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+            print(f"measured {recipe}: {name}, seed {seed}", flush=True)
 
 
 def table(content: Content, exercise: Exercise) -> str:
-    """Return an exercise's figures as a table: the notebook as it is, and changed."""
-    names = exercise.shown
-    lines = [f"| {content['device']}, {content['precision']}, seed 0 | {' | '.join(names)} |"]
+    """Return an exercise's figures as a table: the notebook as it is, and changed.
+
+    Of several seeds the mean, with the least and the most of them.
+    """
+    names, found = exercise.shown, content["figures"]
+    seeds = sorted(found[exercise.name])
+    said = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of {len(seeds)} seeds"
+    where = f"{content['device']}, {content['precision']}, {said}"
+    lines = [f"| {where} | {' | '.join(names)} |"]
     lines.append("| --- |" + " --- |" * len(names))
-    for name in (AS_IT_IS, exercise.name):
-        found = content["figures"][name]
-        cells = [number(found[one]) for one in names]
-        lines.append(f"| {exercise.title if name != AS_IT_IS else name} | {' | '.join(cells)} |")
+    for name, title in ((AS_IT_IS, AS_IT_IS), (exercise.name, exercise.title)):
+        cells = [number([found[name][seed][one] for seed in seeds]) for one in names]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def number(value: float) -> str:
-    """Return a figure with as many digits as say something."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3f}"
+def number(values: Sequence[float]) -> str:
+    """Return the mean of figures with as many digits as say something, and their range."""
+    digits = 0 if max(map(abs, values)) >= 10 else 3
+    mean, least, most = (
+        f"{value:,.{digits}f}" for value in (fmean(values), min(values), max(values))
+    )
+    return mean if least == most else f"{mean} ({least} to {most})"
 
 
 def with_tables(text: str, recipe: str) -> str:

@@ -29,6 +29,12 @@ def setting(name: str, old: str, new: str) -> tuple[str, str]:
     return f"{start}{old}, ", f"{start}{new},".ljust(len(f"{start}{old}, "))
 
 
+# Where a seed changes scores as much as an exercise may (see results/recipes), three are measured.
+SEEDS = {
+    "03-Instruction-Tuning/Financial-Sentiment-OPT": (0, 1, 2),
+    "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO": (0, 1, 2),
+}
+
 EXERCISES: dict[str, tuple[Exercise, ...]] = {
     "01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning": (
         Exercise(

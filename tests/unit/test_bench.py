@@ -145,7 +145,11 @@ def test_measured_gains_are_written_into_a_table() -> None:
         "ours": [run([1, 1, 1], [8, 8, 8])],
         "without-kept-memory": [run([1, 1.5, 1.5], [8, 8, 8])],
         "without-lean-casts": [run([1, 0.8, 0.8], [8, 8, 8])],
+        "without-like-lengths": [run([1, 1.2, 1.2], [8, 8, 8])],
     }
+    for name, seconds in (("ours", 1), ("without-kept-memory", 1.5), ("without-lean-casts", 0.8)):
+        runs[name].append(run([1, seconds, seconds], [8, 8, 8]))
+    runs["without-like-lengths"].append(run([1, 0.9, 0.9], [8, 8, 8]))
     records = [results.record(choices, runs, {})]
     text = (
         "Why.\n\n<!-- measured: choices -->\n"
@@ -160,6 +164,8 @@ def test_measured_gains_are_written_into_a_table() -> None:
     assert "| kept-memory | 1.50 |" in results.gains_table(records)
     assert "| lean-casts | 0.80 |" in results.gains_table(records)
     assert documents.gain("choices", "disable_input_dtype_casting", records) == "0.80 | +0%"
+    now_so_now_so = documents.gain("choices", "train_sampling_strategy", records)
+    assert now_so_now_so == "no gain seen (1.05) | +0%"
     assert not re.search("kept-memory|lean-casts", results.table(records))
     shown = "<!-- generated: bench/choices -->\nold\n<!-- end generated -->"
     assert "old" not in documents.with_tables(shown, records)

@@ -602,13 +602,6 @@ def test_a_row_s_result_is_its_answer_s_or_its_solution_s(row: dict[str, Any], r
     assert forms.with_result(row) == {"answer": result}
 
 
-def test_a_rule_stands_before_what_the_system_says() -> None:
-    system, user = _said("system", "s"), _said("user", "q")
-    assert forms.with_rule([user], "r") == [_said("system", "r"), user]
-    assert forms.with_rule([system, user], "r") == [_said("system", "r\n\ns"), user]
-    assert system["content"] == "s"
-
-
 def test_shots_stand_after_the_system_turn() -> None:
     system, user = _said("system", "s"), _said("user", "q")
     shots = forms.as_shot({"prompt": [system, _said("user", "q0"), user], "completion": TALK[1:]})

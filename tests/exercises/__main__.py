@@ -6,8 +6,8 @@ python -m tests.exercises --tables              only rewrite the tables
 
 Each exercise changes a few lines of its notebook, which is then executed on the profile `cpu`.
 What came of it is kept in results/exercises, beside the same figures of the notebook as it is. Of
-that the record on the same hardware has to be current: an answer compares runs of one code. What was
-measured of this code is not measured again, so an interrupted measurement can go on.
+that the record on the same hardware has to be current: an answer compares runs of one code. What
+was measured of this code is not measured again, so an interrupted measurement can go on.
 """
 
 from __future__ import annotations
@@ -142,19 +142,28 @@ def table(content: Content, exercise: Exercise) -> str:
     where = f"{content['device']}, {content['precision']}, {said}"
     lines = [f"| {where} | {' | '.join(names)} |"]
     lines.append("| --- |" + " --- |" * len(names))
-    for name, title in ((AS_IT_IS, AS_IT_IS), (exercise.name, exercise.title)):
-        cells = [number([found[name][seed][one] for seed in seeds]) for one in names]
+    both = (AS_IT_IS, exercise.name)
+    columns = [
+        numbers([[found[row][seed][name] for seed in seeds] for row in both]) for name in names
+    ]
+    for title, *cells in zip((AS_IT_IS, exercise.title), *columns, strict=True):
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def number(values: Sequence[float]) -> str:
-    """Return the mean of figures with as many digits as say something, and their range."""
-    digits = 0 if max(map(abs, values)) >= 10 else 3
-    mean, least, most = (
-        f"{value:,.{digits}f}" for value in (fmean(values), min(values), max(values))
-    )
-    return mean if least == most else f"{mean} ({least} to {most})"
+def numbers(column: Sequence[Sequence[float]]) -> list[str]:
+    """Return the mean of each row's values, and their range, with digits that say something."""
+    every = [value for values in column for value in values]
+    digits = 3 if any(value != round(value, 1) for value in every) else 1
+    if max(map(abs, every)) >= 10:
+        digits = 0
+    cells = []
+    for values in column:
+        mean, least, most = (
+            f"{value:,.{digits}f}" for value in (fmean(values), min(values), max(values))
+        )
+        cells.append(mean if least == most else f"{mean} ({least} to {most})")
+    return cells
 
 
 def with_tables(text: str, recipe: str) -> str:

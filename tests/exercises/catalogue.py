@@ -115,7 +115,8 @@ EXERCISES: dict[str, tuple[Exercise, ...]] = {
             "dora",
             "`use_dora=True`",
             ((ALPHA, ALPHA + "    use_dora=True,\n"),),
-            ("held_out_loss", "rouge_l", "seconds"),
+            ("held_out_loss", "rouge_l", "minutes planned"),
+            {"minutes planned": r"([\d.]+) minutes: [\d.e+]+ operations"},
         ),
     ),
     "03-Instruction-Tuning/Financial-Sentiment-OPT": (

@@ -147,7 +147,7 @@ EXERCISES: dict[str, tuple[Exercise, ...]] = {
                     '    target_modules=["q_proj", "v_proj"],\n',
                 ),
             ),
-            ("accuracy", "macro_f1", "weights trained"),
+            ("accuracy", "finance_accuracy", "weights trained"),
             {"weights trained": r"training ([\d,]+) weights"},
         ),
     ),

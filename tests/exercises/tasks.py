@@ -1,6 +1,6 @@
 """What each exercise asks, and what to expect of it: the text in the notebook above its answer.
 
-Here too before it is in the notebook, which gets it once the answer was measured.
+A contract test holds the two together.
 """
 
 TASKS: dict[str, dict[str, str]] = {
@@ -74,7 +74,7 @@ TASKS: dict[str, dict[str, str]] = {
         "attention": (
             "The method: fewer adapters. Replace `lora_targets` by "
             '`target_modules=["q_proj", "v_proj"]`, as the first LoRA paper did. Expect a '
-            "tenth of the trained weights. QLoRA (figure 2) found that this does not "
+            "fifth of the trained weights. QLoRA (figure 2) found that this does not "
             "reach full fine-tuning."
         ),
     },

@@ -23,11 +23,11 @@ MAKE_USES = ("black", "isort", "flake8", "mypy", "nbqa", "nbstripout", "python")
 # The shared tool, whose engine fills a folder and answers while that is there.
 ENGINE = """#!/bin/sh
 case "$1" in
-start) mkdir "$CONTAINER_ENGINE_ROOT/data" && echo "$CONTAINER_ENGINE_ROOT" > "$CALLS.engine" ;;
+start) mkdir "${CONTAINER_ENGINE_ROOT:?}/data" && echo "$CONTAINER_ENGINE_ROOT" > "$CALLS.engine" ;;
 esac
 """
 ENGINE_IS_THERE = """#!/bin/sh
-test -d "$(cat "$CALLS.engine" 2>/dev/null)/data" && echo "docker $*" >> "$CALLS"
+engine=$(cat "$CALLS.engine" 2>/dev/null) && test -d "$engine/data" && echo "docker $*" >> "$CALLS"
 """
 # All that .ci/run looks for, so that it installs nothing.
 CI_USES = ("make", "git", "python3", "chromium", "npx", "ip", "docker")

@@ -45,11 +45,12 @@ def gain(work: str, setting: str, records: Sequence[Record]) -> str:
     """
     newest = max((one for one in records if one["work"] == work), key=lambda one: one["date"])
     name = WITHOUT + CHOICE_OF[setting]
-    ours, without = (newest["contestants"][one] for one in (results.BASELINE, name))
-    memory = round(ours["peak_memory_bytes"] / without["peak_memory_bytes"] - 1, 2) + 0.0  # not -0%
+    ours, without = (
+        newest["contestants"][one]["peak_memory_bytes"] for one in (results.BASELINE, name)
+    )
+    memory = round(ours / without - 1, 2) + 0.0  # never "-0%"
     times = f"{newest['ours_is_times_as_fast_as'][name]:.2f}"
-    rounds = (one["tokens_per_second_of_each_round"] for one in (ours, without))
-    ratios = [one / other for one, other in zip(*rounds, strict=True)]
+    ratios = results.ratios_of_rounds(newest["contestants"], name)
     if min(ratios) <= 1 <= max(ratios):
         times = f"no gain seen ({times})"
     return f"{times} | {memory:+.0%}"

@@ -127,15 +127,19 @@ def summary(runs: Sequence[Run], work: Work) -> dict[str, Any]:
     }
 
 
+def ratios_of_rounds(contestants: dict[str, dict[str, Any]], name: str) -> list[float]:
+    """Return how many times as fast as another contestant `ours` was, round by round."""
+    mine, theirs = (contestants[one]["tokens_per_second_of_each_round"] for one in (BASELINE, name))
+    return [ours / other for ours, other in zip(mine, theirs)]
+
+
 def ratios(contestants: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Return how many times as fast as each other contestant `ours` was, round by round."""
-    found = {}
-    mine = contestants[BASELINE]["tokens_per_second_of_each_round"]
-    for name, one in contestants.items():
-        if name != BASELINE and "tokens_per_second" in one:
-            theirs = one["tokens_per_second_of_each_round"]
-            found[name] = median(ours / other for ours, other in zip(mine, theirs))
-    return found
+    """Return how many times as fast as each other contestant `ours` was: the rounds' median."""
+    return {
+        name: median(ratios_of_rounds(contestants, name))
+        for name, one in contestants.items()
+        if name != BASELINE and "tokens_per_second" in one
+    }
 
 
 def differences(contestants: dict[str, dict[str, Any]], work: Work) -> list[str]:

@@ -142,11 +142,11 @@ def table(content: Content, exercise: Exercise) -> str:
     where = f"{content['device']}, {content['precision']}, {said}"
     lines = [f"| {where} | {' | '.join(names)} |"]
     lines.append("| --- |" + " --- |" * len(names))
-    both = (AS_IT_IS, exercise.name)
+    rows = {AS_IT_IS: AS_IT_IS, exercise.name: exercise.title}
     columns = [
-        numbers([[found[row][seed][name] for seed in seeds] for row in both]) for name in names
+        numbers([[found[row][seed][name] for seed in seeds] for row in rows]) for name in names
     ]
-    for title, *cells in zip((AS_IT_IS, exercise.title), *columns, strict=True):
+    for title, *cells in zip(rows.values(), *columns, strict=True):
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -4,6 +4,8 @@
 PYTHON ?= python3
 JUPYTER_PORT ?= 8888
 JUPYTER_IP ?= 127.0.0.1
+SERVE_IP ?= 127.0.0.1
+SERVE_PORT ?= 8000
 SMALL := contract or unit or hub or own
 LARGE := browser or recipes
 EVERYTHING := $(SMALL) or $(LARGE)
@@ -39,11 +41,12 @@ override POETRY := $(if $(findstring /,$(POETRY)),$(call named,$(POETRY)),$(POET
 endif
 
 # Notebook folder -> the dependency group it needs.
-FOLDERS := 01-Full-Fine-Tuning 02-PEFT 03-Instruction-Tuning 04-Reasoning-Tuning
+FOLDERS := 01-Full-Fine-Tuning 02-PEFT 03-Instruction-Tuning 04-Reasoning-Tuning 05-Export-and-Serving
 GROUP_01-Full-Fine-Tuning := full-finetuning
 GROUP_02-PEFT := peft
 GROUP_03-Instruction-Tuning := instruction-tuning
 GROUP_04-Reasoning-Tuning := reasoning
+GROUP_05-Export-and-Serving := serving
 GROUPS := $(foreach folder,$(FOLDERS),$(GROUP_$(folder))) dev
 
 # One file per installed group; newer than the lock means that nothing is to be done.
@@ -70,6 +73,7 @@ override FOLDER := $(patsubst %/,%,$(FOLDER))
 export NB FOLDER MARK JUPYTER_PORT JUPYTER_IP RECIPE PROFILE STEPS WORK ROUNDS
 export BUDGET
 export DATA MODEL
+export RUN FORMAT QUANT REPO PORT SERVE_PORT
 # Set on many servers and in many containers: Python would then compile torch, transformers and trl
 # anew at every start, and each notebook would begin some seven seconds later.
 unexport PYTHONDONTWRITEBYTECODE
@@ -86,9 +90,9 @@ endif
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install install-full-finetuning install-peft install-instruction-tuning \
-	install-reasoning install-dev install-all lock offline quickstart notebook notebooks check-data test test-all stale \
+	install-reasoning install-serving install-dev install-all lock offline quickstart notebook notebooks check-data chat export serve push test test-all stale \
 	test-contract test-unit test-hub test-recipes lint format jupyter script record gallery gpu-check \
-	audit bench docker-build docker-up docker-down docker-shell docker-logs docker-test clean \
+	audit bench docker-build docker-up docker-serve docker-down docker-shell docker-logs docker-test clean \
 	check-notebook check-folder check-docker check-caches
 
 help: ## List the targets
@@ -113,6 +117,7 @@ install-full-finetuning: $(STAMP)full-finetuning ## Install core and what 01-Ful
 install-peft: $(STAMP)peft ## Install core and what 02-PEFT needs
 install-instruction-tuning: $(STAMP)instruction-tuning ## Install core and what 03-Instruction-Tuning needs
 install-reasoning: $(STAMP)reasoning ## Install core and what 04-Reasoning-Tuning needs
+install-serving: $(STAMP)serving ## Install core and what 05-Export-and-Serving needs
 install-dev: $(STAMP)dev ## Install core and the tools for tests and code style
 install-all: $(STAMP)all ## Install core and every group
 
@@ -138,6 +143,22 @@ check-data: $(if $(NB),check-notebook $(NB_STAMP),$(STAMP)peft) ## Look through 
 notebooks: check-folder $(FOLDER_STAMPS) offline ## Execute and check all notebooks, or those of FOLDER=02-PEFT
 	@$(VENV_PYTHON) -m pytest -m recipes tests/recipes $(if $(FOLDER),-k "$$FOLDER")
 
+# --- Using a finished run (RUN=runs/02-PEFT/Falcon-7B-LoRA/cpu; without it the newest) ------
+
+chat: $(STAMP)serving ## Talk to a finished run in the terminal (RUN=, else the newest)
+	@$(VENV_PYTHON) -m cookbook.commands.chat "$$RUN"
+
+export: $(STAMP)serving ## Merge, convert and check a run's model (RUN=, FORMAT=safetensors|gguf|adapter, QUANT=)
+	@$(VENV_PYTHON) -m cookbook.commands.export "$$RUN" $(if $(FORMAT),--format "$$FORMAT") $(if $(QUANT),--quant "$$QUANT")
+
+serve: $(STAMP)serving ## Serve runs with an OpenAI-compatible API on 127.0.0.1 (RUN=one,another, QUANT=, PORT=8000)
+	@exec $(VENV_PYTHON) -m cookbook.commands.serve "$$RUN" --host "$(SERVE_IP)" \
+		$(if $(QUANT),--quant "$$QUANT") $(if $(PORT),--port "$$PORT")
+
+push: $(STAMP)serving ## Upload a run's model to the Hub, private (RUN=, REPO=me/name, FORMAT=, PUBLIC=1)
+	@$(VENV_PYTHON) -m cookbook.commands.push "$$RUN" --repo "$$REPO" $(if $(FORMAT),--format "$$FORMAT") \
+		$(if $(QUANT),--quant "$$QUANT") $(if $(PUBLIC),--public)
+
 script: check-notebook $(NB_STAMP) ## Write one notebook as a script: make script NB=02-PEFT/Falcon-7B-LoRA.ipynb
 	@$(BIN)/jupyter nbconvert --to python --output-dir "$(RUNS)/scripts" "$$NB"
 
@@ -162,7 +183,7 @@ USER_UID ?= $(or $(filter-out 0,$(shell id -u)),1000)
 USER_GID ?= $(or $(filter-out 0,$(shell id -g)),1000)
 # The service that reserves the GPUs starts only where Docker can hand them over.
 SERVICE ?= $(if $(findstring nvidia,$(shell docker info --format '{{.Runtimes}}' 2>/dev/null)),jupyter,jupyter-cpu)
-DOCKER_TARGETS := docker-build docker-up docker-down docker-shell docker-logs docker-test
+DOCKER_TARGETS := docker-build docker-up docker-serve docker-down docker-shell docker-logs docker-test
 $(DOCKER_TARGETS): export USER_UID := $(USER_UID)
 $(DOCKER_TARGETS): export USER_GID := $(USER_GID)
 
@@ -178,8 +199,14 @@ docker-up: docker-build ## Start JupyterLab in a container and print its URL (JU
 	@port=$$(docker compose port $(SERVICE) 8888) && docker compose exec -T $(SERVICE) jupyter server list \
 		| sed -n "s#^http://[^ ]*?token=\([^ ]*\).*#JupyterLab: http://$$port/lab?token=\1#p"
 
-docker-down: check-docker ## Stop the container; keeps the volume with downloaded models
-	@docker compose --profile cpu down
+# Without COOKBOOK_API_KEY the server makes a key, and says it in its log.
+docker-serve: docker-build ## Serve a finished run from a container, on 127.0.0.1 (RUN=, QUANT=, SERVE_PORT=)
+	@docker compose --profile serve up --detach --wait serve || { docker compose logs --tail 20 serve; exit 1; }
+	@docker compose logs --no-log-prefix serve | grep '^Key' | tail -1
+	@echo "API: http://127.0.0.1:$(SERVE_PORT)/v1"
+
+docker-down: check-docker ## Stop the containers; keeps the volume with downloaded models
+	@docker compose --profile cpu --profile serve down
 
 docker-shell: check-docker ## Open a shell in the running container
 	@docker compose exec $(SERVICE) bash

@@ -119,7 +119,8 @@ class Project:
 
     def remove(self) -> None:
         """Remove the project's containers, networks, volumes and images; not the build cache."""
-        down = ("docker", "compose", "--profile", "cpu", "down", "--volumes", "--timeout", "5")
+        profiles = ("--profile", "cpu", "--profile", "serve")
+        down = ("docker", "compose", *profiles, "down", "--volumes", "--timeout", "5")
         self.run(*down, check=False)
         for kind, names in self.leftovers().items():
             self.run("docker", kind, "rm", "--force", *names, check=False)

@@ -43,10 +43,15 @@ KNOWN_DISTRIBUTIONS = {
     "bitsandbytes": "bitsandbytes",
     "deeplake": "deeplake",
     "math_verify": "math-verify",
+    "openai": "openai",
     "peft": "peft",
     "rouge_score": "rouge-score",
+    "sentencepiece": "sentencepiece",
     "sklearn": "scikit-learn",
+    "starlette": "starlette",
     "trl": "trl",
+    "uvicorn": "uvicorn",
+    "xllamacpp": "xllamacpp",
 }
 
 

@@ -20,6 +20,7 @@ FOLDER_GROUPS = {
     "02-PEFT": "peft",
     "03-Instruction-Tuning": "instruction-tuning",
     "04-Reasoning-Tuning": "reasoning",
+    "05-Export-and-Serving": "serving",
 }
 
 

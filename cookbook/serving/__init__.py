@@ -1,0 +1,1 @@
+"""What comes after training: a finished run exported, checked and served."""

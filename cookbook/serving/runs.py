@@ -97,13 +97,13 @@ def read(folder: Path, part: str = "") -> Run:
     metrics = _read(folder / "metrics.json", _METRICS) if done else {}
     adapter = _first(folder, ADAPTERS, "adapter_config.json")
     whole = _first(folder, WHOLE, "config.json")
-    if not metrics or not (adapter or whole):
-        raise CookbookError(_unfinished(folder, settings))
-    if (folder / part / "adapter_config.json").is_file():
+    if metrics and (folder / part / "adapter_config.json").is_file():
         named = "" if folder / part == adapter else part
         return Run(folder, settings, metrics, folder / part, None, named)
-    if (folder / part / "config.json").is_file():
+    if metrics and (folder / part / "config.json").is_file():
         return Run(folder, settings, metrics, None, folder / part, "" if adapter is None else part)
+    if not metrics or not (adapter or whole):
+        raise CookbookError(_unfinished(folder, settings))
     return Run(folder, settings, metrics, adapter, whole)
 
 

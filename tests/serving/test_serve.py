@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,6 +112,17 @@ def test_two_adapters_on_one_base_are_chosen_by_name(folder: Path) -> None:
     # Each alone, merged, says the same: its adapter was the one that answered.
     with serving(folder, "02-PEFT/Falcon-7B-LoRA/cpu", "--quant", "f32") as client:
         assert answer(client, NAMES[0], "Who?") == answers[NAMES[0]]
+
+
+def test_an_adapter_of_another_name_is_a_run_s_too(folder: Path, tmp_path: Path) -> None:
+    """A run that trained several, or, of a notebook that took its first from elsewhere, one."""
+    run = tmp_path / "05-Export-and-Serving" / "Export-and-Serve" / "cpu"
+    shutil.copytree(folder / "02-PEFT/Falcon-7B-LoRA/cpu", run)
+    (run / "adapter").rename(run / "second")
+    found = runs.find(str(run / "second"))
+    assert found.adapter == run / "second" and found.name == "falcon-7b-lora-second"
+    with pytest.raises(CookbookError, match="has not finished"):
+        runs.find(str(run))
 
 
 def test_a_gguf_file_is_served_as_it_is(tmp_path: Path) -> None:

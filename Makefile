@@ -73,7 +73,7 @@ override FOLDER := $(patsubst %/,%,$(FOLDER))
 export NB FOLDER MARK JUPYTER_PORT JUPYTER_IP RECIPE PROFILE STEPS WORK ROUNDS
 export BUDGET
 export DATA MODEL
-export RUN FORMAT QUANT REPO PORT SERVE_PORT
+export RUN FORMAT QUANT REPO PORT LOG SERVE_PORT
 # Set on many servers and in many containers: Python would then compile torch, transformers and trl
 # anew at every start, and each notebook would begin some seven seconds later.
 unexport PYTHONDONTWRITEBYTECODE
@@ -151,9 +151,9 @@ chat: $(STAMP)serving ## Talk to a finished run in the terminal (RUN=, else the 
 export: $(STAMP)serving ## Merge, convert and check a run's model (RUN=, FORMAT=safetensors|gguf|adapter, QUANT=)
 	@$(VENV_PYTHON) -m cookbook.commands.export "$$RUN" $(if $(FORMAT),--format "$$FORMAT") $(if $(QUANT),--quant "$$QUANT")
 
-serve: $(STAMP)serving ## Serve runs with an OpenAI-compatible API on 127.0.0.1 (RUN=one,another, QUANT=, PORT=8000)
+serve: $(STAMP)serving ## Serve runs with an OpenAI-compatible API on 127.0.0.1 (RUN=one,another, QUANT=, PORT=8000, LOG=)
 	@exec $(VENV_PYTHON) -m cookbook.commands.serve "$$RUN" --host "$(SERVE_IP)" \
-		$(if $(QUANT),--quant "$$QUANT") $(if $(PORT),--port "$$PORT")
+		$(if $(QUANT),--quant "$$QUANT") $(if $(PORT),--port "$$PORT") $(if $(LOG),--log "$$LOG")
 
 push: $(STAMP)serving ## Upload a run's model to the Hub, private (RUN=, REPO=me/name, FORMAT=, PUBLIC=1)
 	@$(VENV_PYTHON) -m cookbook.commands.push "$$RUN" --repo "$$REPO" $(if $(FORMAT),--format "$$FORMAT") \

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     start_command()
     quiet()
-    quants = tuple(part.strip().lower() for part in options.quant.split(",") if part.strip())
+    quants = exporting.quants_of(options.quant)
     try:
         made = exporting.export(runs.find(options.run), options.format.lower(), quants)
     except (CookbookError, OfflineError) as error:

@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet()
     # Of requests that are made again, with addresses that let anybody upload.
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    quants = tuple(part.strip().lower() for part in options.quant.split(",") if part.strip())
+    quants = exporting.quants_of(options.quant)
     try:
         run = runs.find(options.run)
         form = options.format.lower() or ("adapter" if run.adapter else "safetensors")

@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--parallel", type=int, default=4, help="answers at once")
     parser.add_argument("--context", type=int, help="tokens of each, prompt and answer together")
+    parser.add_argument("--log", type=typed_path, help="a file that llama.cpp's own log goes to")
     options = parser.parse_args(arguments)
     start_command()
     try:
@@ -51,7 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             served, settings = _of_runs(options)
         settings = replace(
-            settings, context=options.context or MOST_CONTEXT, parallel=options.parallel
+            settings,
+            context=options.context or MOST_CONTEXT,
+            parallel=options.parallel,
+            log=options.log,
         )
         key = os.environ.get(KEY, "")
         return serve(served, settings, key=key, host=options.host, port=options.port)
@@ -65,11 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _of_runs(options: argparse.Namespace) -> tuple[Served, Settings]:
     """Return what serves runs on the processor; where vLLM and a GPU are, become vLLM."""
     import torch
-    from transformers.utils import logging
 
     from cookbook.serving import choice, vllm
+    from cookbook.serving.merging import quiet
 
-    logging.disable_progress_bar()
+    quiet()
     if program := vllm.installed():
         key = os.environ.get(KEY) or secrets.token_urlsafe()
         command = choice.on_gpu(options.run, program, key, options)

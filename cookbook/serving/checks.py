@@ -3,7 +3,9 @@
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import takewhile
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,11 @@ from cookbook.chat import render
 from cookbook.profiles import CookbookError
 from cookbook.serving import merging
 from cookbook.serving.engine import Engine, Settings
-from cookbook.serving.modelfile import conversations
+from cookbook.serving.modelfile import conversations, ends_of, rendered
 
-# Nats a token by which an answer may be less likely than to the model itself. Measured on the
-# recipes' runs (results/serving): bfloat16 and 8 bits within 0.02, 4 bits within 0.3; a wrong order
-# of heads, a missing position or another vocabulary cost more than one.
+# Nats a token by which an answer may be less likely than to the model itself. On the quickstart's
+# run 32 and 16 bits differed by 0.000, 8 bits by up to 0.023, 4 bits by up to 0.059; tests put in a
+# wrong order of heads, a wrong scale and more, and see each of them found.
 CLOSE = {"f32": 0.01, "bf16": 0.1, "q8_0": 0.1, "q4_k_m": 0.7}
 _ALL = 2**30  # tokens of which probabilities are told: as many as there are
 _BIAS = 1e5  # to a token's logit: it is chosen, while its probability is told without
@@ -29,9 +31,9 @@ class NotEqual(CookbookError):
 
 
 @contextmanager
-def opened(gguf: Path, adapter: Path | None = None, parallel: int = 1) -> Iterator["Llama"]:
+def opened(gguf: Path, adapter: Path | None = None) -> Iterator["Llama"]:
     """Yield a GGUF model loaded by llama.cpp, alone, with its adapter applied."""
-    engine = Engine(Settings(gguf, (adapter,) if adapter else (), parallel=parallel))
+    engine = Engine(Settings(gguf, (adapter,) if adapter else (), parallel=1))
     engine.start()
     try:
         yield Llama(engine)
@@ -74,18 +76,16 @@ class Llama:
         given = {"messages": [{"role": "user", "content": question}], "max_tokens": 1}
         return int(self._ask("/v1/chat/completions", given)["usage"]["prompt_tokens"])
 
-    def log_probabilities(
-        self, prompt: Sequence[int], answer: Sequence[int], own: bool = True
-    ) -> list[float]:
+    def log_probabilities(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
         """Return the log-probability in nats of each token of an answer after a prompt.
 
-        Of the model's `own` answer one request tells all, as far as llama.cpp would have chosen the
-        same tokens. A token that it would not have chosen, or of other texts, is asked for alone.
+        As far as llama.cpp would have chosen the same tokens one request tells all of theirs. A
+        token that it would not have chosen is asked for alone.
         """
         found: list[float] = []
         while len(found) < len(answer):
             before, rest = [*prompt, *answer[: len(found)]], answer[len(found) :]
-            said = self._said(before, len(rest)) if own else []
+            said = self._said(before, len(rest))
             alike = takewhile(lambda one: one[0]["id"] == one[1], zip(said, rest))
             found += [float(one["logprob"]) for one, _ in alike]
             if len(found) < len(answer):
@@ -119,8 +119,29 @@ class Llama:
         return bool(made["stop_type"] == "eos")
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a model itself says: the tokens that end an answer, and its greedy answers.
+
+    `answers` are (prompt, answer, log-probability in nats of each of the answer's tokens).
+    """
+
+    ends: list[int]
+    answers: list[tuple[list[int], list[int], list[float]]]
+
+
+def wanted_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Wanted:
+    """Ask a model what files made of it are compared with; once for all of one precision."""
+    answers = []
+    for prompt in merging.prompts(tokenizer):
+        answer = merging.greedy(model, tokenizer, prompt)
+        answers.append((prompt, answer, merging.log_probability(model, prompt, answer)))
+    settings: Any = model.generation_config
+    return Wanted(ends_of(settings), answers)
+
+
 def check_gguf(
-    gguf: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
+    gguf: Path, wanted: Wanted, tokenizer: PreTrainedTokenizerBase, name: str
 ) -> list[str]:
     """Load a GGUF file by llama.cpp and compare it with its model; return what was found equal.
 
@@ -128,89 +149,72 @@ def check_gguf(
     that ends an answer, and how likely the model's own greedy answers are. Raises `NotEqual`.
     """
     with opened(gguf) as llama:
-        return _checked(llama, model, tokenizer, name)
+        return _checked(llama, wanted, tokenizer, name)
 
 
 def check_adapter_gguf(
-    base: Path, adapter: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    base: Path, adapter: Path, wanted: Wanted, tokenizer: PreTrainedTokenizerBase
 ) -> list[str]:
     """Load an adapter on its base by llama.cpp; both together have to be as PEFT has them."""
     with opened(base, adapter) as llama:
-        return _checked(llama, model, tokenizer, "bf16")
+        return _checked(llama, wanted, tokenizer, "bf16")
 
 
 def _checked(
-    llama: Llama, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
+    llama: Llama, wanted: Wanted, tokenizer: PreTrainedTokenizerBase, name: str
 ) -> list[str]:
     return [
         _tokens(llama, tokenizer),
         *_template(llama, tokenizer),
         *_prompts(llama, tokenizer),
-        _ends(llama, model, tokenizer),
-        _likely(llama, model, tokenizer, name),
+        _ends(llama, wanted, tokenizer),
+        _likely(llama, wanted, name),
     ]
 
 
-def _texts() -> list[str]:
-    return [turn["content"] for turns in conversations() for turn in turns]
-
-
 def _tokens(llama: Llama, tokenizer: PreTrainedTokenizerBase) -> str:
-    texts = [*_texts(), *(_rendered(tokenizer, one) for one in conversations())]
+    texts = [turn["content"] for turns in conversations() for turn in turns]
+    texts += [_whole(tokenizer, turns) for turns in conversations()]
     # llama.cpp does not compose letters from their parts, as Qwen's tokenizer does first.
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if composes := "NFC" in str(getattr(backend, "normalizer", "")):
         texts = [unicodedata.normalize("NFC", text) for text in texts]
     for text in texts:
         for special in (False,) if merging.bos_left_out(tokenizer) else (True, False):
-            wanted = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+            ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
             got = llama.tokens(text, special)
-            if got != wanted:
-                raise NotEqual(_differs(tokenizer, text, got, wanted))
+            if got != ids:
+                at = len(commonprefix([got, ids]))
+                shown = [tokenizer.convert_ids_to_tokens(one[at : at + 3]) for one in (got, ids)]
+                raise NotEqual(
+                    f"llama.cpp cuts {text[:40]!r} into other tokens than the tokenizer does: "
+                    f"{shown[0]} for {shown[1]}, from token {at} on. The GGUF file was not kept; "
+                    "export FORMAT=safetensors."
+                )
     return f"{len(texts)} texts: the same token ids" + (", letters composed" if composes else "")
 
 
-def _differs(
-    tokenizer: PreTrainedTokenizerBase, text: str, got: list[int], wanted: list[int]
-) -> str:
-    at = next(
-        (n for n, (a, b) in enumerate(zip(got, wanted)) if a != b), min(map(len, (got, wanted)))
-    )
-    shown = [tokenizer.convert_ids_to_tokens(ids[at : at + 3]) for ids in (got, wanted)]
-    return (
-        f"llama.cpp cuts {text[:40]!r} into other tokens than the tokenizer does: {shown[0]} for "
-        f"{shown[1]}, from token {at} on. The GGUF file was not kept; export FORMAT=safetensors."
-    )
-
-
-def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
+def _whole(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
+    """Return a conversation in one text, without a system turn where the template refuses it."""
     if tokenizer.chat_template is None:
         return "\n".join(turn["content"] for turn in turns)
     without = [turn for turn in turns if turn["role"] != "system"]
-    try:
-        return render(tokenizer, turns, add_generation_prompt=True)
-    except Exception:  # a template that takes no system turn raises what it likes
-        return render(tokenizer, without, add_generation_prompt=True)
+    return rendered(tokenizer, turns) or render(tokenizer, without, add_generation_prompt=True)
 
 
 def _template(llama: Llama, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     if tokenizer.chat_template is None:
         return []
-    compared = 0
+    compared, bos = 0, str(tokenizer.bos_token or "")
     for turns in conversations():
-        try:
-            wanted = render(tokenizer, turns, add_generation_prompt=True)
-        except Exception:  # see `_rendered`
+        if (text := rendered(tokenizer, turns)) is None:  # a system turn that it refuses
             continue
-        got, bos = llama.rendered(turns), str(tokenizer.bos_token or "")
-        if got.removeprefix(bos) != wanted.removeprefix(bos):
-            at = next(
-                (n for n, (a, b) in enumerate(zip(got, wanted)) if a != b),
-                min(len(got), len(wanted)),
-            )
+        got, text = llama.rendered(turns).removeprefix(bos), text.removeprefix(bos)
+        if got != text:
+            at = len(commonprefix([got, text]))
             raise NotEqual(
                 f"llama.cpp runs the chat template otherwise: {got[at:at + 40]!r} for "
-                f"{wanted[at:at + 40]!r}. The GGUF file was not kept."
+                f"{text[at:at + 40]!r}. The GGUF file was not kept."
             )
         compared += 1
     return [f"{compared} conversations: the chat template writes the same"]
@@ -230,24 +234,19 @@ def _prompts(llama: Llama, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [f"{len(merging.QUESTIONS)} prompts: as many tokens as in training"]
 
 
-def _ends(llama: Llama, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    own: Any = model.generation_config
-    ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
-    prompt = merging.prompts(tokenizer)[0]
-    names = [str(tokenizer.convert_ids_to_tokens(end)) for end in ends if end is not None]
-    for end, name in zip(ends, names):
+def _ends(llama: Llama, wanted: Wanted, tokenizer: PreTrainedTokenizerBase) -> str:
+    prompt, *_ = wanted.answers[0]
+    names = [str(tokenizer.convert_ids_to_tokens(end)) for end in wanted.ends]
+    for end, name in zip(wanted.ends, names, strict=True):
         if not llama.stops_at(prompt, end):
             raise NotEqual(f"llama.cpp does not end an answer at {name}: it was not kept.")
     return f"answers end at {', '.join(names)}"
 
 
-def _likely(
-    llama: Llama, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
-) -> str:
+def _likely(llama: Llama, wanted: Wanted, name: str) -> str:
     ours, theirs = list[float](), list[float]()
-    for prompt in merging.prompts(tokenizer):
-        answer = merging.greedy(model, tokenizer, prompt)
-        ours += merging.log_probability(model, prompt, answer)
+    for prompt, answer, likely in wanted.answers:
+        ours += likely
         theirs += llama.log_probabilities(prompt, answer)
     loss = (sum(ours) - sum(theirs)) / len(ours)
     mend = "Try more bits (QUANT=bf16)" if "q" in name else "Export it with FORMAT=safetensors"

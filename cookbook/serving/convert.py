@@ -4,7 +4,7 @@
 that brings a newer module `gguf` than the package of this name, and both cannot be in one process.
 
 python convert.py model FOLDER OUT.gguf       a whole model, in bfloat16, or with --float32
-python convert.py adapter FOLDER OUT.gguf --config FOLDER   a LoRA adapter, with its base's config
+python convert.py adapter FOLDER OUT.gguf     a LoRA adapter, its base's config.json beside it
 """
 
 import argparse
@@ -157,10 +157,10 @@ def convert_model(folder: Path, out: Path, name: str, without_bos: bool, file_ty
             converter_for(staged, out, file_type, name).write()
 
 
-def convert_adapter(folder: Path, config: Path, out: Path) -> None:
-    """Write a LoRA adapter as GGUF, for the model whose configuration is in `config`."""
+def convert_adapter(folder: Path, out: Path) -> None:
+    """Write a LoRA adapter as GGUF, for the model whose configuration lies beside it."""
     adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    converter = converter_for(config, out)
+    converter = converter_for(folder, out)
     writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[converter.model_arch])
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -231,7 +231,6 @@ def main() -> int:
     parser.add_argument("what", choices=("model", "adapter"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--config", type=Path)
     parser.add_argument("--name", default="model")
     parser.add_argument("--without-bos", action="store_true")
     parser.add_argument("--float32", action="store_true")
@@ -243,7 +242,7 @@ def main() -> int:
             file_type = kinds.ALL_F32 if options.float32 else kinds.MOSTLY_BF16
             convert_model(options.folder, options.out, options.name, options.without_bos, file_type)
         else:
-            convert_adapter(options.folder, options.config, options.out)
+            convert_adapter(options.folder, options.out)
     except Unsupported as error:
         print(error, file=sys.stderr)
         return UNSUPPORTED

@@ -54,13 +54,13 @@ def convert_model(
     _run("model", folder, out, "--name", name, *flags)
 
 
-def convert_adapter(folder: Path, config: Path, out: Path) -> None:
+def convert_adapter(folder: Path, out: Path) -> None:
     """Write the LoRA adapter saved in `folder` as the GGUF file `out`.
 
-    `config` is a folder with its base's `config.json`; weights are not needed. Raises
+    The folder also holds its base's `config.json`; the base's weights are not needed. Raises
     `CannotConvert` for adapters that are more than two matrices beside a layer.
     """
-    _run("adapter", folder, out, "--config", str(config))
+    _run("adapter", folder, out)
 
 
 def tells_of_a_full_disk(text: str) -> bool:

@@ -23,7 +23,7 @@ from cookbook.models import identity_of
 from cookbook.paths import as_typed
 from cookbook.profiles import CookbookError
 from cookbook.serving import card, converter, merging, quantize
-from cookbook.serving.checks import check_adapter_gguf, check_gguf
+from cookbook.serving.checks import check_adapter_gguf, check_gguf, wanted_of
 from cookbook.serving.modelfile import TemplateError, write_modelfile
 from cookbook.serving.runs import Run, base_of, public_base, runs_folder
 
@@ -72,7 +72,12 @@ def export(run: Run, form: str, quants: tuple[str, ...] = ("bf16",)) -> list[Exp
         if form == "gguf":
             return _as_gguf(run, quants)
         write = _write_adapter if form == "adapter" else _write_safetensors
-        return [_written(run, form, lambda part: write(run, part))]
+        return [_kept(run, form) or _written(run, form, partial(write, run))]
+
+
+def quants_of(text: str) -> tuple[str, ...]:
+    """Return the formats that a person named, with commas between."""
+    return tuple(part.strip().lower() for part in text.split(",") if part.strip())
 
 
 def place_of(run: Run) -> Path:
@@ -127,11 +132,15 @@ def _alone(place: Path) -> Iterator[None]:
         lock.release()
 
 
-def _written(run: Run, name: str, write: Callable[[Path], list[str]]) -> Export:
-    """Return the export `name`, kept or written by `write`, which returns what it checked."""
+def _kept(run: Run, name: str) -> Export | None:
+    """Return the export `name` if it is current, and say so."""
     if found := current(run, name):
         print(f"{as_typed(found.folder)} is there, whole and of these weights: kept.")
-        return found
+    return found
+
+
+def _written(run: Run, name: str, write: Callable[[Path], list[str]]) -> Export:
+    """Return the export `name`, written by `write`, which returns what it checked."""
     target = place_of(run) / name
     part, old = target.with_name(f"{name}.part"), target.with_name(f"{name}.old")
     if old.exists() and not target.exists():  # stopped between the two renamings
@@ -185,7 +194,7 @@ def _write_safetensors(run: Run, part: Path) -> list[str]:
     model, tokenizer, proof = merging.merged(run)
     model = merging.in_precision(model, torch.bfloat16)
     answers = [merging.greedy(model, tokenizer, row) for row in merging.prompts(tokenizer)]
-    _save(model, tokenizer, part)
+    saving.save(model, tokenizer, part)
     again = models.from_pretrained(str(part), dtype=torch.bfloat16).eval()
     words = merging.load_tokenizer(part)
     same = [merging.greedy(again, words, row) for row in merging.prompts(words)] == answers
@@ -198,14 +207,6 @@ def _write_safetensors(run: Run, part: Path) -> list[str]:
         )
     card.write(run, part, "merged model" if run.adapter else "model")
     return [proof, f"loaded again: equal weights, {len(answers)} equal answers, chat template kept"]
-
-
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save a model into a folder that is there, with its settings and all that ends an answer."""
-    settings: Any = model.generation_config
-    own = settings.eos_token_id
-    ends = [own] if isinstance(own, int) else list(own or ())
-    saving.save(model, tokenizer, folder, end_tokens=ends)
 
 
 def _write_adapter(run: Run, part: Path) -> list[str]:
@@ -226,18 +227,19 @@ def _write_adapter(run: Run, part: Path) -> list[str]:
 def _adapter_as_gguf(run: Run, part: Path) -> list[str]:
     try:
         base = base_gguf(run)
-        with _as_converted(run, part) as (folder, config):
-            converter.convert_adapter(folder, config, part / "adapter.gguf")
+        with _as_converted(run, part) as folder:
+            converter.convert_adapter(folder, part / "adapter.gguf")
     except converter.CannotConvert as error:
         print(error)
         return [f"no GGUF: {error}"]
     model, tokenizer = merging.load(run, torch.float32), merging.load_tokenizer(run.tokenizer)
-    return check_adapter_gguf(base, part / "adapter.gguf", model, tokenizer)
+    wanted = wanted_of(model, tokenizer)
+    return check_adapter_gguf(base, part / "adapter.gguf", wanted, tokenizer)
 
 
 @contextmanager
-def _as_converted(run: Run, part: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield a folder with what an adapter changes, and one with its base's configuration.
+def _as_converted(run: Run, part: Path) -> Iterator[Path]:
+    """Yield a folder with what an adapter changes, and its base's configuration.
 
     PEFT saves the tables of tokens with an adapter whose base got rows for new ones, as of Gemma.
     Untrained, they are those of the base's file, and left out here.
@@ -260,7 +262,7 @@ def _as_converted(run: Run, part: Path) -> Iterator[tuple[Path, Path]]:
         shutil.copyfile(part / "adapter_config.json", folder / "adapter_config.json")
         kept = {name: weight for name, weight in weights.items() if name not in tables}
         save_file(kept, folder / "adapter_model.safetensors")
-        yield folder, folder
+        yield folder
 
 
 def _is_of_base(table: torch.Tensor, base: torch.Tensor | None) -> bool:
@@ -308,9 +310,7 @@ def gguf_of_base(path: str, tokenizer: PreTrainedTokenizerBase, name: str) -> Pa
 
 def _as_gguf(run: Run, quants: tuple[str, ...]) -> list[Export]:
     """Write a run's model as GGUF in several formats, from one merged model."""
-    done = {name: found for name in quants if (found := current(run, f"gguf-{name}"))}
-    for found in done.values():
-        print(f"{as_typed(found.folder)} is there, whole and of these weights: kept.")
+    done = {name: found for name in quants if (found := _kept(run, f"gguf-{name}"))}
     missing = [name for name in quants if name not in done]
     if missing:
         folder = place_of(run) / f"{_TMP}.part"
@@ -334,7 +334,7 @@ def _written_as_gguf(run: Run, folder: Path, quants: list[str]) -> dict[str, Exp
             quantize.quantize(source, out, name)
         else:
             shutil.copyfile(source, out)
-        checks = [proof, *check_gguf(out, model, tokenizer, name)]
+        checks = [proof, *check_gguf(out, wanted, tokenizer, name)]
         shutil.copyfile(folder / "generation_config.json", part / "generation_config.json")
         checks.append(_modelfile(part, out, tokenizer, GenerationConfig.from_pretrained(folder)))
         card.write(run, part, f"GGUF file ({name})")
@@ -345,11 +345,12 @@ def _written_as_gguf(run: Run, folder: Path, quants: list[str]) -> dict[str, Exp
         chosen = [name for name in quants if (name == "f32") is exact]
         if chosen:
             model = merging.in_precision(model, torch.float32 if exact else torch.bfloat16)
-            _save(model, tokenizer, folder)
+            saving.save(model, tokenizer, folder)
             source = folder / "source.gguf"
             converter.convert_model(folder, source, run.name, begins, float32=exact)
             if fits:  # rounded as the file is, and computed exactly
                 model = merging.in_precision(model, torch.float32)
+            wanted = wanted_of(model, tokenizer)
             made |= {one: _written(run, f"gguf-{one}", partial(write, one)) for one in chosen}
     return made
 

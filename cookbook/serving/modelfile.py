@@ -230,6 +230,16 @@ def _probe(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]) -> list[str
     return [*found, rest]
 
 
+def rendered(
+    tokenizer: PreTrainedTokenizerBase, conversation: Sequence[dict[str, str]]
+) -> str | None:
+    """Return what the chat template writes, and asks for an answer; None where it refuses."""
+    try:
+        return render(tokenizer, conversation, add_generation_prompt=True)
+    except (JinjaError, ValueError):
+        return None
+
+
 def _written(
     tokenizer: PreTrainedTokenizerBase, conversation: Sequence[dict[str, str]]
 ) -> str | None:
@@ -239,12 +249,9 @@ def _written(
     `add_bos_token`, which the converter copies from the tokenizer. A template that writes it, too,
     would give two, which hurts. So it is left out where the tokenizer, called on a text, adds it.
     """
-    try:
-        text = render(tokenizer, conversation, add_generation_prompt=True)
-    except (JinjaError, ValueError):
-        return None
+    text = rendered(tokenizer, conversation)
     bos = tokenizer.bos_token
-    if bos and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
+    if text and bos and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
         return text.removeprefix(str(bos))
     return text
 
@@ -295,10 +302,15 @@ def _quoted(text: str, quotes: str = '"') -> str:
     return f"{quotes}{text}{quotes}"
 
 
+def ends_of(settings: GenerationConfig) -> list[int]:
+    """Return the token ids that end an answer."""
+    own = settings.eos_token_id
+    return [own] if isinstance(own, int) else list(own or ())
+
+
 def _stops(tokenizer: PreTrainedTokenizerBase, settings: GenerationConfig) -> list[str]:
     """Return the texts of the tokens that end an answer."""
-    own = settings.eos_token_id
-    numbers = [own] if isinstance(own, int) else list(own or ())
+    numbers = ends_of(settings)
     texts = [str(tokenizer.decode([number], skip_special_tokens=False)) for number in numbers]
     return list(dict.fromkeys(text for text in texts if text))
 

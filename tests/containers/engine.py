@@ -163,6 +163,15 @@ class Project:
         made = [Layer(" ".join(one["CreatedBy"].split()), int(one["Size"])) for one in found]
         return [layer for layer in reversed(made) if layer.bytes]
 
+    def check_safe(self, container: str, port: int) -> dict[str, Any]:
+        """Assert that a service is healthy, and reached from this machine alone; describe it."""
+        described = self.inspect(container)
+        assert described["State"]["Health"]["Status"] == "healthy"
+        bound = described["NetworkSettings"]["Ports"][f"{port}/tcp"]
+        assert {one["HostIp"] for one in bound} == {"127.0.0.1"}
+        assert described["HostConfig"]["CapDrop"] == ["ALL"]
+        return described
+
     def inspect(self, what: str) -> dict[str, Any]:
         """Return what Docker knows of an image, a container or a volume."""
         (found,) = json.loads(self.run("docker", "inspect", what))

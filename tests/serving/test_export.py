@@ -25,7 +25,7 @@ from gguf import GGUFReader, GGUFWriter
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from cookbook import models
+from cookbook import models, saving
 from cookbook.commands import export as command
 from cookbook.offline import offline_folder
 from cookbook.offline.download import fetch
@@ -409,15 +409,16 @@ def test_each_check_fails_on_what_it_is_for(shop: Path, tmp_path: Path, wrong: s
     fields, tensors, sentence = WRONG[wrong]
     broken = rewritten(right.gguf, tmp_path / "broken.gguf", fields, tensors)
     model, tokenizer, _ = merging.merged(run)
+    wanted = checks.wanted_of(model, tokenizer)
     if wrong == "an end":  # which llama.cpp knows by its name besides
         tokens = GGUFReader(right.gguf).fields["tokenizer.ggml.tokens"].contents()
         other = {"tokenizer.ggml.tokens": [str(one).replace("im_end", "odd") for one in tokens]}
         broken = rewritten(right.gguf, tmp_path / "end.gguf", fields | other, tensors)
         with pytest.raises(NotEqual, match=sentence), checks.opened(broken) as llama:
-            checks._ends(llama, model, tokenizer)
+            checks._ends(llama, wanted, tokenizer)
         return
     with pytest.raises(NotEqual, match=sentence):
-        check_gguf(broken, model, tokenizer, "bf16")
+        check_gguf(broken, wanted, tokenizer, "bf16")
 
 
 def test_a_prompt_with_a_token_twice_is_found(shop: Path, tmp_path: Path) -> None:
@@ -439,7 +440,7 @@ def test_a_wrong_scale_of_an_adapter_is_found(shop: Path, tmp_path: Path) -> Non
     broken = rewritten(gguf_of, tmp_path / "scale.gguf", alpha, {})
     base = exporting.base_gguf(run)
     with pytest.raises(NotEqual, match="nats a token less likely"):
-        check_adapter_gguf(base, broken, model, tokenizer)
+        check_adapter_gguf(base, broken, checks.wanted_of(model, tokenizer), tokenizer)
 
 
 def test_windows_that_llama_does_not_know_are_found(tmp_path: Path) -> None:
@@ -465,14 +466,14 @@ def test_no_number_is_not_close(shop: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(merging, "log_probability", lambda _, __, answer: [float("nan")])
     llama = SimpleNamespace(log_probabilities=lambda prompt, answer: [0.0])
     with pytest.raises(NotEqual):
-        checks._likely(llama, model, tokenizer, "bf16")  # type: ignore[arg-type]
+        checks._likely(llama, checks.wanted_of(model, tokenizer), "bf16")  # type: ignore[arg-type]
 
 
 def test_weights_that_change_on_the_way_are_found(
     shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = copied(adapted(shop, "smollm2"), tmp_path, monkeypatch)
-    save = exporting._save
+    save = saving.save
 
     def spoiled(model: Any, tokenizer: Any, folder: Path) -> None:
         save(model, tokenizer, folder)
@@ -481,7 +482,7 @@ def test_weights_that_change_on_the_way_are_found(
         weights["model.norm.weight"][0] += 1
         save_file(weights, path, metadata={"format": "pt"})
 
-    monkeypatch.setattr(exporting, "_save", spoiled)
+    monkeypatch.setattr(saving, "save", spoiled)
     with pytest.raises(CookbookError, match="has other weights, answers or another template"):
         export(run, "safetensors")
     assert not (exporting.place_of(run) / "safetensors").exists()

@@ -86,7 +86,7 @@ def place(made: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[UploadHub]:
-    with UploadHub() as hub:
+    with UploadHub().running() as hub:
         yield hub
 
 

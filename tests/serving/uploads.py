@@ -9,11 +9,12 @@ from __future__ import annotations
 import base64
 import json
 import re
-import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -67,23 +68,16 @@ class UploadHub:
         self.cards: list[str] = []
         self._server = _Server(self)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.05,), daemon=True
-        )
 
-    def __enter__(self) -> UploadHub:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    @contextmanager
+    def running(self) -> Iterator[UploadHub]:
+        """Answer until the block ends."""
+        with self._server, ThreadPoolExecutor(1) as pool:
+            pool.submit(self._server.serve_forever, 0.05)
+            try:
+                yield self
+            finally:
+                self._server.shutdown()
 
     def forget(self) -> None:
         """Begin anew, with nothing uploaded."""

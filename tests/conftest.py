@@ -40,6 +40,17 @@ def shared_start(_nursery: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COOKBOOK_TEST_OWNER", str(os.getpid()))
 
 
+@pytest.fixture(autouse=True)
+def _libraries_as_they_are() -> Iterator[None]:
+    """A test that swaps Falcon's layers, as its notebook does, gives them back to those after it.
+
+    Tests of a worker share one process: which of them comes next is not known.
+    """
+    yield
+    if falcon := sys.modules.get("transformers.models.falcon.modeling_falcon"):
+        assert falcon.FalconLinear.__name__ == "FalconLinear", "swapped and not given back"
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of `make test` and of `python -m tests.proofs record`."""
     parser.addoption("--held", action="store_true", help="leave out what a record proves")

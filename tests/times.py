@@ -84,7 +84,7 @@ def at_worst(tests: dict[str, Any], recipes: int, precision: str, held: int = RE
     """
     executed = tests["large"]["files"].get("tests/recipes/test_recipes.py", 0)
     executed += tests["small"]["files"].get(AGAINST_THE_HUB, 0) / 2
-    slowest = max(_spot_seconds(recipe, precision) for recipe in proofs.RECIPES)
+    slowest = max(_spot_seconds(recipe, precision) for recipe in proofs.IN_TURN)
     return with_recipes(tests, recipes, held) - float(executed) + slowest
 
 

@@ -31,6 +31,7 @@ from cookbook.profiles import ROOT, CookbookError, columns
 from cookbook.report import cells, others
 
 RESULTS = ROOT / "results" / "recipes"
+_COSTS = ("bytes", "peak_memory_bytes", "tokens_per_second")  # of a format, beside its quality
 TABLE = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
 Run = dict[str, Any]
@@ -266,6 +267,50 @@ def comparison_table(runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
+def serving_table(runs: Sequence[Run]) -> str:
+    """Return what each format of an export cost and gave on each device, over the seeds."""
+    lines = [
+        "| measured on | format | file, MiB | memory, MiB | tokens/s, one request "
+        "| loss beside float32 | as transformers in float32 |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for (_, _, hardware), group in _groups(runs).items():
+        sizes = {name: one["bytes"] for name, one in group[0]["serving"]["formats"].items()}
+        for name in sorted(sizes, key=lambda name: -sizes[name]):
+            found = [run["serving"]["formats"][name] for run in group]
+            mean = {key: fmean(one[key] for one in found) for key in _COSTS}
+            equal = sum(one["equal_answers"] for one in found)
+            asked = sum(run["serving"]["word_for_word"][1] for run in group)
+            lines.append(
+                f"| {hardware} | `{name}` | {mean['bytes'] / 2**20:.0f} "
+                f"| {mean['peak_memory_bytes'] / 2**20:.0f} | {mean['tokens_per_second']:.0f} "
+                f"| {_range([one['loss'][0] for one in found], '+.4f')} "
+                f"| {equal} of {asked} answers |"
+            )
+    return "\n".join(lines)
+
+
+def at_once_table(runs: Sequence[Run]) -> str:
+    """Return what several requests at once gave on each device, over the seeds."""
+    lines = [
+        "| measured on | requests at once | tokens/s, all together | seconds an answer |",
+        "| --- | --- | --- | --- |",
+    ]
+    for (_, _, hardware), group in _groups(runs).items():
+        for count in group[0]["serving"]["at_once"]:
+            found = [run["serving"]["at_once"][count] for run in group]
+            speed = _range([one["tokens_per_second"] for one in found], ".0f")
+            seconds = _range([one["seconds"] for one in found], ".2f")
+            lines.append(f"| {hardware} | {count} | {speed} | {seconds} |")
+    return "\n".join(lines)
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    """Return the mean of some values, and the least and the most of them where they differ."""
+    mean, least, most = (format(value, form) for value in (fmean(values), min(values), max(values)))
+    return mean if least == most else f"{mean} ({least} to {most})"
+
+
 def recipe_table(runs: Sequence[Run]) -> str:
     """Return a technique README's table: every seed with its interval, and the forgetting check."""
     lines = [
@@ -308,7 +353,12 @@ def _table_of(name: str) -> str:
     runs = recorded_runs(recipe)
     if not runs:
         raise ValueError(f"A generated table names {recipe}, which has no recorded run.")
-    tables = {"comparison": comparison_table, "summary": summary_table}
+    tables = {
+        "comparison": comparison_table,
+        "summary": summary_table,
+        "serving": serving_table,
+        "at-once": at_once_table,
+    }
     return tables.get(kind, recipe_table)(runs)
 
 

@@ -15,13 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cookbook.chat import render
 from cookbook.profiles import CookbookError
 from cookbook.serving import merging
-from cookbook.serving.engine import Engine, Settings
+from cookbook.serving.engine import MOST_CONTEXT, Engine, Settings
 from cookbook.serving.modelfile import conversations, ends_of, rendered
 
 # Nats a token by which an answer may be less likely than to the model itself. On the quickstart's
 # run 32 and 16 bits differed by 0.000, 8 bits by up to 0.023, 4 bits by up to 0.059; tests put in a
 # wrong order of heads, a wrong scale and more, and see each of them found.
 CLOSE = {"f32": 0.01, "bf16": 0.1, "q8_0": 0.1, "q4_k_m": 0.7}
+ANY = -1  # slot: the one whose last prompt begins most alike, or the one longest idle
 _ALL = 2**30  # tokens of which probabilities are told: as many as there are
 _BIAS = 1e5  # to a token's logit: it is chosen, while its probability is told without
 
@@ -31,9 +32,14 @@ class NotEqual(CookbookError):
 
 
 @contextmanager
-def opened(gguf: Path, adapter: Path | None = None) -> Iterator["Llama"]:
-    """Yield a GGUF model loaded by llama.cpp, alone, with its adapter applied."""
-    engine = Engine(Settings(gguf, (adapter,) if adapter else (), parallel=1))
+def opened(
+    gguf: Path, adapter: Path | None = None, parallel: int = 1, context: int = MOST_CONTEXT
+) -> Iterator["Llama"]:
+    """Yield a GGUF model loaded by llama.cpp, alone, with its adapter applied.
+
+    It answers `parallel` requests at once, each in a slot of `context` tokens.
+    """
+    engine = Engine(Settings(gguf, (adapter,) if adapter else (), context, parallel))
     engine.start()
     try:
         yield Llama(engine)
@@ -90,26 +96,32 @@ class Llama:
             found += [float(one["logprob"]) for one, _ in alike]
             if len(found) < len(answer):
                 before = [*prompt, *answer[: len(found)]]
-                found.append(self._log_probability(before, answer[len(found)]))
+                found.append(self.log_probability(before, answer[len(found)]))
         return found
 
-    def _log_probability(self, prompt: list[int], token: int) -> float:
-        """Return how likely a token is, chosen or not."""
-        said = self._said(prompt, 1, forced=token)
+    def log_probability(self, prompt: list[int], token: int, slot: int = ANY) -> float:
+        """Return how likely a token is, chosen or not; `slot` is the one that knows the prompt."""
+        said = self._said(prompt, 1, token, slot=slot)
         if not said:  # bytes within a letter: llama.cpp waits for its others before it tells them
             letter, *_ = self.tokens("a", special=False)
-            (one,) = self._said(prompt, 1, forced=letter, probabilities=_ALL)
+            (one,) = self._said(prompt, 1, letter, probabilities=_ALL, slot=slot)
             said = [other for other in one["top_logprobs"] if other["id"] == token]
         if [one["id"] for one in said] != [token]:
             raise NotEqual(f"llama.cpp gives {said} where token {token} was forced.")
         return float(said[0]["logprob"])
 
     def _said(
-        self, prompt: list[int], most: int, forced: int | None = None, probabilities: int = 1
+        self,
+        prompt: list[int],
+        most: int,
+        forced: int | None = None,
+        probabilities: int = 1,
+        slot: int = ANY,
     ) -> list[dict[str, Any]]:
         given = {"prompt": prompt, "n_predict": most, "temperature": 0, "n_probs": probabilities}
         bias = {"logit_bias": [[forced, _BIAS]] if forced is not None else []}
-        made = self._ask("/completion", {**given, **bias, "lora": self._adapters})
+        where = {"lora": self._adapters, "id_slot": slot}
+        made = self._ask("/completion", {**given, **bias, **where})
         return list(made.get("completion_probabilities", []))
 
     def stops_at(self, prompt: Sequence[int], token: int) -> bool:

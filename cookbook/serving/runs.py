@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from cookbook.data import EMBEDDED
@@ -85,6 +86,23 @@ def find(named: str = "") -> Run:
             raise CookbookError(f"{named} holds no run (no run.json). {_there_are()}")
         found = inside[-1]
     return read(found, "" if found == folder else folder.name)
+
+
+def from_environment() -> Run | None:
+    """Return the run that `COOKBOOK_RUN` names, which has to have an adapter; None without it."""
+    named = os.environ.get("COOKBOOK_RUN")
+    run = find(named) if named else None
+    if run and run.adapter is None:
+        raise CookbookError(
+            f"COOKBOOK_RUN={named} trained all weights; this notebook swaps adapters. Name a run "
+            "with one, such as runs/02-PEFT/Falcon-7B-LoRA/cpu, or `make export` and `make serve`."
+        )
+    return run
+
+
+def take_settings(run: Run, config: SimpleNamespace) -> None:
+    """Give a notebook the model and the data that a run was trained on."""
+    config.model, config.dataset = run.settings["model"], run.settings["dataset"]
 
 
 def read(folder: Path, part: str = "") -> Run:

@@ -260,7 +260,10 @@ def no_remote_code(notebook: NotebookNode) -> list[str]:
 
 
 def no_login(notebook: NotebookNode) -> list[str]:
-    """No login cell, no token: nothing that stops a run without an account."""
+    """No login cell, no token: nothing that stops a run without an account.
+
+    The key of a server that the notebook itself started is none of these.
+    """
     complaints = []
     for node in _nodes(notebook):
         if isinstance(node, ast.Call):
@@ -272,6 +275,7 @@ def no_login(notebook: NotebookNode) -> list[str]:
                 f"passes {keyword.arg}="
                 for keyword in node.keywords
                 if keyword.arg in {"token", "use_auth_token", "api_key", "hub_token"}
+                and ast.unparse(keyword.value) != "server.key"
             ]
     token = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\b(?:HF|HUGGING\w*)_TOKEN\b")
     if any(token.search(cell.source) for cell in notebook.cells):

@@ -215,6 +215,7 @@ BROKEN: list[tuple[Rule, Change, str]] = [
     (rules.no_login, code("login()"), "login()"),
     (rules.no_login, code("huggingface_hub.notebook_login()"), "notebook_login()"),
     (rules.no_login, code('load("x", token="abc")'), "token="),
+    (rules.no_login, code('OpenAI(api_key="abc")'), "api_key="),
     (rules.no_login, code('os.environ["HF_TOKEN"]'), "token"),
     (rules.swallows_nothing, code("try:\n    f()\nexcept ValueError:\n    pass"), "drops it"),
     (rules.swallows_nothing, code("try:\n    f()\nexcept ValueError:\n    ..."), "drops it"),

@@ -205,8 +205,8 @@ def test_an_area_has_a_name_and_several_have_one_in_common() -> None:
 
 def test_another_recipe_is_checked_after_each_commit() -> None:
     """Over as many commits as there are recipes, each comes once where all are current."""
-    turns = {proofs.in_turn(count, lambda _: True) for count in range(len(RECIPES))}
-    assert turns == set(RECIPES)
+    turns = {proofs.in_turn(count, lambda _: True) for count in range(len(proofs.IN_TURN))}
+    assert turns == set(proofs.IN_TURN)
     assert proofs.in_turn(3, lambda recipe: recipe == FALCON) == FALCON
     assert proofs.in_turn(3, lambda _: False) is None
 

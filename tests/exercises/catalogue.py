@@ -248,4 +248,44 @@ EXERCISES: dict[str, tuple[Exercise, ...]] = {
             ("exact_match_thinking", "exact_match_direct", "general_text_loss"),
         ),
     ),
+    "05-Export-and-Serving/Export-and-Serve": (
+        Exercise(
+            "rank",
+            "`lora_r` 64, `lora_alpha` 128",
+            (setting("lora_r", "16", "64"), setting("lora_alpha", "32", "128")),
+            ("MiB of the adapter", "MiB in 8 bits", "tokens a second", "held_out_loss"),
+            {
+                "MiB of the adapter": r"export-and-serve: (\d+) MiB",
+                "MiB in 8 bits": r"q8_0 +(\d+) MiB\n",
+                "tokens a second": r"q8_0 +\d+ +\d+ +([\d.]+) ",
+            },
+        ),
+        Exercise(
+            "merge",
+            "merged in bfloat16",
+            (
+                (
+                    "exact = models.from_pretrained(model_path, dtype=torch.float32)\n",
+                    "exact = models.from_pretrained(model_path, dtype=torch.bfloat16)\n",
+                ),
+                ("merged = wrong.unload()", "merged = wrong.unload().float()"),
+            ),
+            ("loss of the answers", "answers of 16 as the file in float32"),
+            {
+                "loss of the answers": r"transformers, torch.float32: ([\d.]+) ",
+                "answers of 16 as the file in float32": r"f32 +(\d+) of 16 ",
+            },
+        ),
+        Exercise(
+            "slots",
+            '`"--parallel", "2"`',
+            (('"--parallel", "8"', '"--parallel", "2"'),),
+            ("two at once", "eight at once", "seconds an answer of eight"),
+            {
+                "two at once": r"2 at once: (\d+) tokens",
+                "eight at once": r"8 at once: (\d+) tokens",
+                "seconds an answer of eight": r"8 at once: .* ([\d.]+) s an answer",
+            },
+        ),
+    ),
 }

@@ -80,6 +80,7 @@ ROWS: dict[str, Callable[[int], Row]] = {
         "prompt": f"What is {n} and {n}?",
         "completion": f"<think>\n{n} + {n} = {2 * n}\n</think>\n\n{2 * n}",
     },
+    "Export-and-Serve": conversation,
 }
 
 

@@ -130,6 +130,7 @@ OWN: dict[str, tuple[str, dict[str, Any], Callable[[Path], Path]]] = {
         {"num_key_value_heads": 1},
         as_thoughts,
     ),
+    "05-Export-and-Serving/Export-and-Serve": ("llama", {"num_key_value_heads": 1}, as_messages),
 }
 
 

@@ -36,6 +36,7 @@ COLUMNS = {
     "Financial-Reasoning-Gemma-3": ("prompt", "completion"),
     "Math-Reasoning-Qwen-GRPO": ("prompt", "completion", "answer"),
     "Qwen3-Reasoning-Conversational": ("prompt", "completion", "answer"),
+    "Export-and-Serve": ("prompt", "completion"),
 }
 # Training rows that suffice where one does not: an update takes them, or two labels or modes need
 # one each.
@@ -181,13 +182,13 @@ def check(outcome: Outcome) -> None:
 def load(recipe: Recipe, kind: str, content: bytes) -> Outcome:
     """Load a file of this content and check what came of it.
 
-    The chat that a recipe mixes in is a short one: reading the embedded one takes seconds.
+    What a recipe has beside it is a short file: reading the embedded data takes seconds.
     """
     with scratch() as folder:
         path, talks = folder / f"mine.{kind}", folder / "talks.jsonl"
         path.write_bytes(content)
         talks.write_bytes(files.right(("prompt", "completion"), 20))
-        outcome = recipe.load(path, chat_dataset=str(talks))
+        outcome = recipe.load(path, chat_dataset=str(talks), second_dataset=str(talks))
         check(outcome)
     return outcome
 

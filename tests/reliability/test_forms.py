@@ -31,7 +31,8 @@ FORMS: dict[str, Callable[[list[Row], str, str], list[Row]]] = {
     "questions": files.in_questions,
     "tools": files.with_tools,
 }
-CHAT = {"Falcon-7B-LoRA", "Distributed-Full-Fine-Tuning"}
+CHAT = {"Falcon-7B-LoRA", "Distributed-Full-Fine-Tuning", "Export-and-Serve"}
+ASIDE = "said beside it"  # every answer of the data that one recipe has beside a person's own
 WORDS = "amber bridge candle desert engine forest garden harbor island jacket kettle".split()
 ROOM = {"max_length": 4096, "max_prompt_length": 2048, "max_completion_length": 2048}
 
@@ -116,8 +117,11 @@ def test_what_is_learned_is_what_was_answered(
     kept = FORMS[form](rows, "prompt", "completion")
     path = tmp_path / "mine.jsonl"
     path.write_text("\n".join(map(json.dumps, kept)), encoding="utf-8")
+    aside = [{"prompt": f"Number {n}?", "completion": ASIDE} for n in range(20)]
+    beside = tmp_path / "beside.jsonl"
+    beside.write_text("\n".join(map(json.dumps, aside)), encoding="utf-8")
     with loading.scratch():
-        outcome = recipe.load(path, model=str(model), **ROOM)
+        outcome = recipe.load(path, model=str(model), second_dataset=str(beside), **ROOM)
     single = name not in CHAT
     if form in ("messages", "tools") and single:
         # Every second conversation has two questions, and a tool is no single question.
@@ -129,7 +133,8 @@ def test_what_is_learned_is_what_was_answered(
     end = outcome.defined["tokenizer"].convert_ids_to_tokens(end)
     if not name.startswith("Qwen3"):  # which may bring a template of its own
         assert end == known.end
-    _check(name, form, rows, _learned(outcome), known.before, end)
+    learned = [run for run in _learned(outcome) if ASIDE not in run]
+    _check(name, form, rows, learned, known.before, end)
 
 
 def _plain(text: str) -> str:

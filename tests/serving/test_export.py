@@ -21,6 +21,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from gguf import GGUFReader, GGUFWriter
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -30,7 +31,7 @@ from cookbook.commands import export as command
 from cookbook.offline import offline_folder
 from cookbook.offline.download import fetch
 from cookbook.profiles import ROOT, CookbookError
-from cookbook.serving import checks, converter, exporting, merging, quantize, runs
+from cookbook.serving import checks, converter, exporting, measuring, merging, quantize, runs
 from cookbook.serving.checks import NotEqual, check_adapter_gguf, check_gguf
 from cookbook.serving.engine import Settings
 from cookbook.serving.exporting import Export, export
@@ -319,6 +320,25 @@ def test_letters_in_parts_are_tokens_too(shop: Path) -> None:
         theirs = llama.log_probabilities(prompt, answer)
     ours = merging.log_probability(model, prompt, answer)
     assert np.allclose(ours, theirs, atol=0.3) and len(theirs) == len(answer)
+
+
+def test_a_file_s_loss_is_its_model_s(shop: Path) -> None:
+    """More rows than are scored at once, of other lengths, each with a loss of its own."""
+    run = adapted(shop, "smollm2")
+    (file,) = export(run, "gguf", ("f32",))
+    model, tokenizer, _ = merging.merged(run)
+    asked, *_ = merging.prompts(tokenizer)
+    texts = [f"{'word ' * number}and 日本, {number} times" for number in range(measuring.SLOTS + 3)]
+    answers = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    rows = Dataset.from_list(
+        [
+            {"input_ids": asked + ids, "labels": [-100] * len(asked) + ids[:-1] + [-100]}
+            for ids in answers
+        ]
+    )
+    ours, theirs = measuring.losses(model, rows), measuring.served_losses(file.gguf, rows)
+    assert len({round(loss, 2) for loss in ours}) > len(ours) / 2
+    assert np.allclose(ours, theirs, atol=0.02)
 
 
 def test_positions_are_not_rounded_with_the_weights(shop: Path) -> None:

@@ -43,6 +43,19 @@ RUN: dict[str, Any] = {
             "general_text_loss": 3.25,
         }
     },
+    "serving": {
+        "formats": {
+            "q8_0": {
+                "bytes": 2**20,
+                "peak_memory_bytes": 2**21,
+                "tokens_per_second": 50.4,
+                "loss": [0.01, 0.0, 0.02],
+                "equal_answers": 3,
+            }
+        },
+        "at_once": {"8": {"tokens_per_second": 80.0, "seconds": 1.25}},
+        "word_for_word": [4, 4],
+    },
     "hardware": {"device": "Some CPU @ 2.80GHz", "count": 1, "threads": 2, "precision": "float32"},
 }
 
@@ -123,6 +136,18 @@ def test_tables_are_drawn_from_recorded_runs(
     costs = record.with_tables(text.replace("overview", "02-PEFT/X#comparison"))
     assert "float32 | lora | 1,000 | 30 | 1.0 GiB | 3.250 |" in costs
     assert "bfloat16 | lora | 1,000 | 10 | 1.0 GiB | 3.250 |" in costs
+
+
+def test_what_serving_gave_is_told_over_the_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = _seeds(2.0, 2.2)
+    runs[1]["serving"]["formats"]["q8_0"]["loss"] = [0.03, 0.01, 0.05]
+    monkeypatch.setattr(record, "recorded_runs", lambda recipe=None: runs)
+    text = "<!-- generated: 02-PEFT/X#{} -->\n<!-- end generated -->"
+    where = "| Some CPU @ 2.80GHz, float32 |"
+    formats = record.with_tables(text.format("serving"))
+    loss = "+0.0200 (+0.0100 to +0.0300)"
+    assert f"{where} `q8_0` | 1 | 2 | 50 | {loss} | 6 of 8 answers |" in formats
+    assert f"{where} 8 | 80 | 1.25 |" in record.with_tables(text.format("at-once"))
 
 
 def test_a_table_without_runs_is_refused() -> None:

@@ -446,6 +446,9 @@ def test_every_recipe_s_own_cells_plan_its_training(
     path = write(tmp_path / "my.jsonl", rows_for(notebook))
     more = ["--model", "gpt2"] if notebook == SCRATCH else []
     status, text, page = doctor(path, "--nb", notebook, *more, plan=True)
+    if "Export-and-Serve" in notebook:  # asks first whether llama.cpp knows the model's tokenizer
+        assert status == 1 and "so there is no GGUF" in " ".join(text.split())
+        return
     assert (status, text.splitlines()[0]) == (0, "ready")
     told = section(text, "Memory and time")
     assert len(re.findall(r"\d+\.\d GiB +\d+\.\d minutes", told)) == 1 + (notebook == SUMMARIES)

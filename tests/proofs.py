@@ -36,10 +36,11 @@ from tests.gpu import check
 RESULTS = ROOT / "results"
 GROUPS = ("full-finetuning", "peft", "instruction-tuning", "reasoning", "dev")
 RECIPES = tuple(recipe_of(path) for path in record.notebooks())
+(EXPORT,) = check.WITHOUT
 CHECKED = tuple(check.notebooks())  # on a GPU, at full size
 # Every gate waits for its spot check. This recipe takes twice as long as any other: it is executed
 # where something changed on which it depends.
-IN_TURN = tuple(one for one in RECIPES if one != "05-Export-and-Serving/Export-and-Serve")
+IN_TURN = tuple(one for one in RECIPES if one != EXPORT)
 KILLED = ("01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning", "02-PEFT/Falcon-7B-LoRA")
 
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -176,6 +176,12 @@ def _groups(runs: Iterable[Run]) -> dict[tuple[str, str, str], list[Run]]:
     return groups
 
 
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table of its columns' names and its rows."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def overview_table(runs: Sequence[Run]) -> str:
     """Return the README's table: each recipe's first metric on a processor, and its page.
 
@@ -186,10 +192,7 @@ def overview_table(runs: Sequence[Run]) -> str:
     for (recipe, profile, _), group in _groups(runs).items():
         if profile == "cpu":
             by_recipe[recipe].append(group)
-    lines = [
-        "| recipe | headline model | what it teaches | before → after | |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for recipe, groups in by_recipe.items():
         chosen = max(
             groups, key=lambda group: (len(group), min(run.get("date", "") for run in group))
@@ -198,19 +201,14 @@ def overview_table(runs: Sequence[Run]) -> str:
         name, arrow, before, after = _first_metric(chosen)
         page = RESULTS / recipe / "cpu.md"
         link = f"[read it executed]({page.relative_to(ROOT).as_posix()})" if page.exists() else ""
-        lines.append(
-            f"| [{title}]({recipe}.ipynb) | `{model}` | {teaches} "
-            f"| {name} {arrow} {before:.3f} → **{after:.3f}** | {link} |"
-        )
-    return "\n".join(lines)
+        score = f"{name} {arrow} {before:.3f} → **{after:.3f}**"
+        rows.append([f"[{title}]({recipe}.ipynb)", f"`{model}`", teaches, score, link])
+    return _table(["recipe", "headline model", "what it teaches", "before → after", ""], rows)
 
 
 def summary_table(runs: Sequence[Run]) -> str:
     """Return a technique README's short table: the first metric and the minutes on each device."""
-    lines = [
-        "| measured on | seeds | minutes | metric | before | after | |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for (recipe, profile, hardware), group in _groups(runs).items():
         name, arrow, before, after = _first_metric(group)
         seconds = [run["notebook_seconds"] for run in group if "notebook_seconds" in run]
@@ -219,11 +217,9 @@ def summary_table(runs: Sequence[Run]) -> str:
         seal = pages.head_of(page)["seal"] if page.exists() else None
         mine = seal in [run.get("seal", "") for run in group]
         link = f"[read it executed](../{page.relative_to(ROOT).as_posix()})" if mine else ""
-        lines.append(
-            f"| `{profile}`, {hardware} | {len(group)} | {minutes} | {name} {arrow} "
-            f"| {before:.3f} | **{after:.3f}** | {link} |"
-        )
-    return "\n".join(lines)
+        where, scores = f"`{profile}`, {hardware}", [f"{before:.3f}", f"**{after:.3f}**"]
+        rows.append([where, str(len(group)), minutes, f"{name} {arrow}", *scores, link])
+    return _table(["measured on", "seeds", "minutes", "metric", "before", "after", ""], rows)
 
 
 def _first_metric(group: Sequence[Run]) -> tuple[str, str, float, float]:
@@ -250,59 +246,63 @@ def _headline(recipe: str) -> tuple[str, str, str]:
 
 def comparison_table(runs: Sequence[Run]) -> str:
     """Return what each way of training cost on each device, a mean over the seeds."""
-    lines = [
-        "| measured on | way | weights trained | train, seconds | peak memory "
-        "| general-text loss after |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for (_, _, hardware), group in _groups(runs).items():
-        for way in group[0]["comparison"]:
-            costs = [run["comparison"][way] for run in group]
-            mean = {key: fmean(cost[key] for cost in costs) for key in costs[0]}
-            lines.append(
-                f"| {hardware} | {way} | {mean['weights_trained']:,.0f} | {mean['seconds']:.0f} "
-                f"| {mean['peak_memory_bytes'] / 2**30:.1f} GiB "
-                f"| {mean['general_text_loss']:.3f} |"
-            )
-    return "\n".join(lines)
+    rows = []
+    for hardware, way, group in _over_seeds(runs, lambda run: run["comparison"]):
+        mean = _means([run["comparison"][way] for run in group])
+        weights, seconds = f"{mean['weights_trained']:,.0f}", f"{mean['seconds']:.0f}"
+        memory = f"{mean['peak_memory_bytes'] / 2**30:.1f} GiB"
+        rows.append([hardware, way, weights, seconds, memory, f"{mean['general_text_loss']:.3f}"])
+    titles = ["measured on", "way", "weights trained", "train, seconds", "peak memory"]
+    return _table([*titles, "general-text loss after"], rows)
 
 
 def serving_table(runs: Sequence[Run]) -> str:
     """Return what each format of an export cost and gave on each device, over the seeds."""
-    lines = [
-        "| measured on | format | file, MiB | memory, MiB | tokens/s, one request "
-        "| loss beside float32 | as transformers in float32 |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for (_, _, hardware), group in _groups(runs).items():
-        sizes = {name: one["bytes"] for name, one in group[0]["serving"]["formats"].items()}
-        for name in sorted(sizes, key=lambda name: -sizes[name]):
-            found = [run["serving"]["formats"][name] for run in group]
-            mean = {key: fmean(one[key] for one in found) for key in _COSTS}
-            equal = sum(one["equal_answers"] for one in found)
-            asked = sum(run["serving"]["word_for_word"][1] for run in group)
-            lines.append(
-                f"| {hardware} | `{name}` | {mean['bytes'] / 2**20:.0f} "
-                f"| {mean['peak_memory_bytes'] / 2**20:.0f} | {mean['tokens_per_second']:.0f} "
-                f"| {_range([one['loss'][0] for one in found], '+.4f')} "
-                f"| {equal} of {asked} answers |"
-            )
-    return "\n".join(lines)
+    rows = []
+    for hardware, name, group in _over_seeds(runs, _formats_by_size):
+        found = [run["serving"]["formats"][name] for run in group]
+        mean = _means([{key: one[key] for key in _COSTS} for one in found])
+        costs = [
+            mean["bytes"] / 2**20,
+            mean["peak_memory_bytes"] / 2**20,
+            mean["tokens_per_second"],
+        ]
+        loss = _range([one["loss"][0] for one in found], "+.4f")
+        equal = sum(one["equal_answers"] for one in found)
+        asked = sum(run["serving"]["word_for_word"][1] for run in group)
+        shown = [f"{one:.0f}" for one in costs]
+        rows.append([hardware, f"`{name}`", *shown, loss, f"{equal} of {asked} answers"])
+    titles = ["measured on", "format", "file, MiB", "memory, MiB", "tokens/s, one request"]
+    return _table([*titles, "loss beside float32", "as transformers in float32"], rows)
+
+
+def _formats_by_size(run: Run) -> list[str]:
+    formats = run["serving"]["formats"]
+    return sorted(formats, key=lambda name: -formats[name]["bytes"])
 
 
 def at_once_table(runs: Sequence[Run]) -> str:
     """Return what several requests at once gave on each device, over the seeds."""
-    lines = [
-        "| measured on | requests at once | tokens/s, all together | seconds an answer |",
-        "| --- | --- | --- | --- |",
-    ]
+    rows = []
+    for hardware, count, group in _over_seeds(runs, lambda run: run["serving"]["at_once"]):
+        found = [run["serving"]["at_once"][count] for run in group]
+        speed = _range([one["tokens_per_second"] for one in found], ".0f")
+        rows.append([hardware, count, speed, _range([one["seconds"] for one in found], ".2f")])
+    titles = ["measured on", "requests at once", "tokens/s, all together", "seconds an answer"]
+    return _table(titles, rows)
+
+
+def _over_seeds(
+    runs: Sequence[Run], names: Callable[[Run], Iterable[str]]
+) -> Iterator[tuple[str, str, list[Run]]]:
+    """Yield each device, with each of the names that its runs have, and those runs."""
     for (_, _, hardware), group in _groups(runs).items():
-        for count in group[0]["serving"]["at_once"]:
-            found = [run["serving"]["at_once"][count] for run in group]
-            speed = _range([one["tokens_per_second"] for one in found], ".0f")
-            seconds = _range([one["seconds"] for one in found], ".2f")
-            lines.append(f"| {hardware} | {count} | {speed} | {seconds} |")
-    return "\n".join(lines)
+        for name in names(group[0]):
+            yield hardware, name, group
+
+
+def _means(found: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {key: fmean(one[key] for one in found) for key in found[0]}
 
 
 def _range(values: Sequence[float], form: str) -> str:
@@ -313,21 +313,16 @@ def _range(values: Sequence[float], form: str) -> str:
 
 def recipe_table(runs: Sequence[Run]) -> str:
     """Return a technique README's table: every seed with its interval, and the forgetting check."""
-    lines = [
-        "| measured on | seed | metric | before [95 % CI] | after [95 % CI] | stages and baselines "
-        "| steps, tokens/s |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for run in runs:
         train = run["train"]
         speed = f"{train['steps']}, {train['tokens_per_second']:.0f}"
         for one in [*run["metrics"], run["forgetting"]]:
             known = ", ".join(f"{name} {value:.3f}" for _, name, value in others(one)) or "-"
-            lines.append(
-                f"| {measured_on(run)} | {run['seed']} | {one['name']} "
-                f"| {' | '.join(cells(one))} | {known} | {speed} |"
-            )
-    return "\n".join(lines)
+            measured = [measured_on(run), str(run["seed"]), one["name"]]
+            rows.append([*measured, *cells(one), known, speed])
+    titles = ["measured on", "seed", "metric", "before [95 % CI]", "after [95 % CI]"]
+    return _table([*titles, "stages and baselines", "steps, tokens/s"], rows)
 
 
 def filled(text: str, table_of: Callable[[str], str | None]) -> str:

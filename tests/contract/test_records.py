@@ -27,7 +27,7 @@ pytestmark = pytest.mark.contract
 
 RECIPES = [run.recipe_of(path) for path in record.notebooks()]
 # Two short trainings, and then what llama.cpp does: its minutes are bounded apart.
-EXPORT = "05-Export-and-Serving/Export-and-Serve"
+EXPORT = proofs.EXPORT
 TRAINING = [one for one in RECIPES if one != EXPORT]
 GRPO = "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO"
 EPYC, XEON = "AMD EPYC", "Intel Xeon"  # with units for bfloat16; the second has AMX besides

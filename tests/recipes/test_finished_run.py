@@ -10,10 +10,9 @@ import torch
 
 from cookbook.profiles import ROOT
 from tests.hub.notebooks import complaint, execute, printed
+from tests.proofs import EXPORT
 from tests.recipes.test_any_model import tiny
 from tests.serving import finished
-
-RECIPE = "05-Export-and-Serving/Export-and-Serve"
 
 
 @pytest.fixture
@@ -40,13 +39,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.own
-@pytest.mark.held(RECIPE)
+@pytest.mark.held(EXPORT)
 def test_a_finished_run_is_exported_and_served(
     run: Path, monkeypatch: pytest.MonkeyPatch, shared_start: None
 ) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     monkeypatch.setenv("COOKBOOK_RUN", str(run))
-    result = execute(ROOT / f"{RECIPE}.ipynb")
+    result = execute(ROOT / f"{EXPORT}.ipynb")
     assert complaint(result.nb) == ""
     said = printed(result.nb)
     assert "mine: its adapter is served, on " in said
@@ -54,7 +53,7 @@ def test_a_finished_run_is_exported_and_served(
     exports = run.parents[2] / "exports" / "02-PEFT" / "Mine" / "cpu-own"
     assert {one.name for one in exports.glob("gguf-*")} >= {"gguf-bf16", "gguf-q4_k_m"}
     # One adapter is trained beside it, and what was finished stays as it was.
-    own = run.parents[2] / RECIPE
+    own = run.parents[2] / EXPORT
     assert [path.name for path in own.glob("*/*") if (path / "adapter_config.json").exists()] == [
         "second"
     ]

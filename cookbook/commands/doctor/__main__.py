@@ -847,7 +847,8 @@ class Examination:
         given: dict[str, Any] = {
             "model_path": path,
             "tokenizer": tokenizer,
-            "tokenized": rows,
+            "tokenized": rows | {"first": rows},  # of one task, or of the first of several
+            "untrained": ["first"],
             "rows": rows | {"test": tokens.labelled},
             "parts": {"all": tokens.labelled},
             "trained": self.conversations["train"],

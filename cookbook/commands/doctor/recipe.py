@@ -123,10 +123,7 @@ class Recipe:
             answer_shapes=planner.answer_shapes,
             Shape=planner.Shape,
         )
-        # Export-and-Serve trains an adapter for each of two tasks; a person's rows are the first.
-        tasks = {"untrained": ["first"], "tokenized": {"first": given.get("tokenized")}}
-        several = tasks if "untrained" in {*_used(body)} else {}
-        names = {**self._imported({*_used(body)} - {*given}), **given, **several, "planner": asked}
+        names = {**self._imported({*_used(body)} - {*given}), **given, "planner": asked}
         with heard([]):
             _execute(body, names)
         return made

@@ -16,6 +16,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from cookbook.commands import proof
+from tests.contract.importing import AFTER_TRAINING, OF_THE_CONVERTER, import_all
 from tests.contract.notebook_rules import KNOWN_DISTRIBUTIONS, code_cells, imports
 from tests.contract.repository import (
     FOLDER_GROUPS,
@@ -40,8 +41,8 @@ pytestmark = pytest.mark.contract
 MOST_LINES = {"cookbook": 5100, "commands": 1500, "offline": 1050, "doctor": 1300, "serving": 2400}
 # Which packages the modules of cookbook themselves import: transformers, for one, loads peft
 # where that is installed, and that is not ours to forbid.
-IMPORT_EVERYTHING = """
-import builtins, importlib, json, pkgutil
+WATCH = """
+import builtins, json
 wanted = set()
 import_module = builtins.__import__
 def watch(name, globals=None, locals=None, fromlist=(), level=0):
@@ -49,17 +50,8 @@ def watch(name, globals=None, locals=None, fromlist=(), level=0):
         wanted.add(name.split(".")[0])
     return import_module(name, globals, locals, fromlist, level)
 builtins.__import__ = watch
-import cookbook
-names = [module.name for module in pkgutil.walk_packages(cookbook.__path__, "cookbook.")]
-names = [name for name in names if not name.endswith(".__main__")]
-# What comes after training needs the group `serving`; a test below sees that nothing else needs it.
-commands = ("chat", "export", "push", "serve")
-after = ("cookbook.serving.", *(f"cookbook.commands.{name}" for name in commands))
-names = [name for name in names if not name.startswith(after)]
-for name in names:
-    importlib.import_module(name)
-print(json.dumps({"modules": names, "imported": sorted(wanted)}))
 """
+REPORT = 'print(json.dumps({"modules": names, "imported": sorted(wanted)}))'
 
 
 def optional_modules() -> set[str]:
@@ -73,7 +65,7 @@ def optional_modules() -> set[str]:
 def imported_by_the_package(folder: Path) -> dict[str, list[str]]:
     """Import every module of the `cookbook` in `folder`: which those are, and what they import."""
     result = subprocess.run(
-        [sys.executable, "-c", IMPORT_EVERYTHING],
+        [sys.executable, "-c", WATCH + import_all(AFTER_TRAINING) + REPORT],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -138,15 +130,14 @@ def test_imports_are_declared() -> None:
             new_notebook(cells=[new_code_cell(path.read_text(encoding="utf-8"))]), allowed
         )
         for path in sorted((ROOT / "cookbook").rglob("*.py"))
-        if path.name != "convert.py"  # runs with llama.cpp's converter on its path
+        if module_of(path) not in OF_THE_CONVERTER
     }
     assert {path: found for path, found in complaints.items() if found} == {}
 
 
 def test_only_what_comes_after_training_needs_the_group_serving() -> None:
-    after = {f"cookbook.commands.{name}" for name in ("chat", "export", "push", "serve")}
     for name, theirs in imported_within(ROOT).items():
-        if name not in after and not name.startswith("cookbook.serving"):
+        if not name.startswith(AFTER_TRAINING):
             assert not [one for one in theirs if one.startswith("cookbook.serving")], name
 
 
@@ -157,12 +148,14 @@ def test_the_package_is_small() -> None:
     assert all(0 < lines[part] <= most for part, most in MOST_LINES.items()), lines
 
 
+def module_of(path: Path, folder: Path = ROOT) -> str:
+    """Return the name under which a file of the package is imported."""
+    return ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__")
+
+
 def imported_within(folder: Path) -> dict[str, set[str]]:
     """Return module -> modules of the same package that it imports, at any depth of its code."""
-    files = {
-        ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__"): path
-        for path in folder.glob("cookbook/**/*.py")
-    }
+    files = {module_of(path, folder): path for path in folder.glob("cookbook/**/*.py")}
     found: dict[str, set[str]] = {}
     for name, path in files.items():
         nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))

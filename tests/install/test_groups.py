@@ -21,6 +21,7 @@ from typing import NamedTuple
 import nbformat
 import pytest
 
+from tests.contract.importing import AFTER_TRAINING, OF_THE_CONVERTER, import_all
 from tests.contract.lock_rules import Target, is_selected, read_lock
 from tests.contract.notebook_rules import KNOWN_DISTRIBUTIONS, code_cells
 from tests.contract.repository import (
@@ -148,12 +149,7 @@ def import_lines(folder: str, group: str) -> str:
 def test_core_from_nothing(tree: Path) -> None:
     MEASURED["core"] = install(tree, "install")
     check_packages(tree, {"main"})
-    modules = (
-        "import importlib, pkgutil, cookbook\n"
-        "for module in pkgutil.walk_packages(cookbook.__path__, 'cookbook.'):\n"
-        "    if not module.name.endswith('__main__'): importlib.import_module(module.name)\n"
-    )
-    run_python(tree, modules)
+    run_python(tree, import_all(AFTER_TRAINING))
 
 
 @pytest.mark.parametrize(("folder", "group"), FOLDER_GROUPS.items())
@@ -161,6 +157,7 @@ def test_group_from_nothing(folder: str, group: str, tree: Path) -> None:
     MEASURED[group] = install(tree, f"install-{group}")
     check_packages(tree, {"main", group})
     run_python(tree, import_lines(folder, group))
+    run_python(tree, import_all(OF_THE_CONVERTER if group == "serving" else AFTER_TRAINING))
     core = MEASURED.get("core")
     assert core is None or MEASURED[group].bytes > core.bytes
 

@@ -1,0 +1,23 @@
+"""Code that imports modules of the package, for a process of its own or a fresh environment."""
+
+from __future__ import annotations
+
+# What comes after training needs the group `serving`, and nothing else needs it.
+AFTER_TRAINING = (
+    "cookbook.serving",
+    *(f"cookbook.commands.{name}" for name in ("chat", "export", "push", "serve")),
+)
+# Runs with llama.cpp's converter on its path, in a process of its own.
+OF_THE_CONVERTER = ("cookbook.serving.convert",)
+
+
+def import_all(apart: tuple[str, ...]) -> str:
+    """Return lines that import all modules but those `apart` and within; `names` are those."""
+    return f"""
+import importlib, pkgutil, cookbook
+names = [module.name for module in pkgutil.walk_packages(cookbook.__path__, "cookbook.")]
+names = [name for name in names if not name.endswith(".__main__")]
+names = [name for name in names if not (name + ".").startswith({tuple(f"{one}." for one in apart)})]
+for name in names:
+    importlib.import_module(name)
+"""

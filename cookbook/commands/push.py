@@ -5,7 +5,6 @@ from `hf auth login` or HF_TOKEN, and is written nowhere.
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +20,9 @@ from huggingface_hub.utils import logging, validate_repo_id  # type: ignore[attr
 from cookbook.offline.errors import OfflineError
 from cookbook.paths import as_typed, start_command
 from cookbook.profiles import CookbookError
-from cookbook.serving import exporting, runs
+from cookbook.serving import exporting, goingout, runs
 from cookbook.serving.merging import quiet
 
-_SECRET = re.compile(rb"\b(hf_|hf_oauth_|api_org_)[A-Za-z0-9]{20,}")
-_HEAD = 2**26  # bytes of a file in which texts are: what comes after them are weights
 _LEFT_OUT = [exporting.RECORD]  # of use on this machine alone
 
 
@@ -92,13 +89,11 @@ def _upload(folders: Sequence[Path], repo: str, public: bool) -> str:
 
 def _refuse_secrets(folder: Path) -> None:
     own = str(get_token()).encode()
-    for path in (one for one in folder.rglob("*") if one.is_file()):
-        with path.open("rb") as file:
-            head = file.read(_HEAD)
-        if own in head or _SECRET.search(head):
+    for path, text in goingout.heads(folder):
+        if goingout.holds_token(text, own):
             raise CookbookError(
-                f"{as_typed(path)} holds an access token: nothing was uploaded. Take it out of the "
-                "data or the chat template that it came from, and revoke it."
+                f"{as_typed(path)} holds an access token or a private key: nothing was uploaded. "
+                "Take it out of the data or the chat template that it came from, and revoke it."
             )
 
 

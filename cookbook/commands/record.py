@@ -281,6 +281,23 @@ def _formats_by_size(run: Run) -> list[str]:
     return sorted(formats, key=lambda name: -formats[name]["bytes"])
 
 
+# What a run counts (as [equal, of]) -> what a reader is told of it.
+_SAME = {
+    "word_for_word": "in float32, word for word as transformers",
+    "under_load": "two adapters and the base under load, letter for letter as alone",
+    "under_load_nearest": "under load, nearest to what their own model had said",
+}
+
+
+def same_answers_table(runs: Sequence[Run]) -> str:
+    """Return how many answers were the same on each device, summed over the seeds."""
+    rows = []
+    for hardware, name, group in _over_seeds(runs, lambda run: _SAME):
+        equal, asked = (sum(run["serving"][name][at] for run in group) for at in (0, 1))
+        rows.append([hardware, _SAME[name], f"{equal} of {asked}"])
+    return _table(["measured on", "answers", "how many"], rows)
+
+
 def at_once_table(runs: Sequence[Run]) -> str:
     """Return what several requests at once gave on each device, over the seeds."""
     rows = []
@@ -352,6 +369,7 @@ def _table_of(name: str) -> str:
         "comparison": comparison_table,
         "summary": summary_table,
         "serving": serving_table,
+        "same-answers": same_answers_table,
         "at-once": at_once_table,
     }
     return tables.get(kind, recipe_table)(runs)

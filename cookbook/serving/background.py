@@ -15,6 +15,7 @@ from typing import IO
 import psutil
 
 from cookbook.profiles import ROOT, CookbookError
+from cookbook.serving.engine import end
 
 _AT = re.compile(r" at (http://\S+/v1) ")
 END_WAIT = 20  # seconds for a server that was told to end
@@ -64,12 +65,7 @@ def running(*arguments: str | Path) -> Iterator[Running]:
         try:
             yield Running(_url(process, log), key, process.pid)
         finally:
-            process.terminate()
-            try:
-                process.wait(END_WAIT)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process, END_WAIT)
 
 
 def _url(process: "subprocess.Popen[str]", log: IO[str]) -> str:

@@ -107,12 +107,7 @@ class Engine:
         process, self.process = self.process, None
         if process is None:
             return
-        process.terminate()
-        try:
-            process.wait(END_WAIT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process, END_WAIT)
         for pipe in (process.stdin, process.stdout):
             if pipe:
                 pipe.close()
@@ -132,6 +127,16 @@ class Engine:
             f"llama.cpp does not load {path} ({reason.rstrip('.')}). Export it again; if there is "
             "too little memory, ask for a shorter context or fewer answers in parallel."
         )
+
+
+def end(process: "subprocess.Popen[str]", seconds: float) -> None:
+    """Tell a process to end, and end it by force where it takes longer."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def check_gguf(path: Path) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import httpx2
@@ -16,7 +17,8 @@ from cookbook.serving.runs import Run
 
 FILES = (".gguf", ".safetensors", ".json", ".md", ".jinja", ".model", ".txt", "")
 MOST_LOST = 0.1  # nats a token beside float32, at the upper end of the interval
-SECRET = re.compile(rb"hf_[A-Za-z0-9]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY")
+_TOKEN = re.compile(rb"\b(hf_|hf_oauth_|api_org_)[A-Za-z0-9]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY")
+_HEAD = 2**26  # bytes of a file in which texts are: what comes after them are weights
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,18 @@ def checked(
     ]
 
 
+def heads(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    """Yield each file of a folder, with the bytes in which its texts are."""
+    for path in sorted(one for one in folder.rglob("*") if one.is_file()):
+        with path.open("rb") as file:
+            yield path, file.read(_HEAD)
+
+
+def holds_token(text: bytes, own: bytes = b"") -> bool:
+    """Tell whether a text holds an access token or a private key, or the reader's `own` token."""
+    return bool(_TOKEN.search(text)) or bool(own) and own in text
+
+
 def _of_the_run(run: Run, stopped: float) -> Iterator[Line]:
     for one in run.metrics["metrics"]:
         said = verdict(one)
@@ -68,38 +82,41 @@ def _of_the_run(run: Run, stopped: float) -> Iterator[Line]:
 
 
 def _of_the_files(folders: Mapping[str, Path]) -> Iterator[Line]:
-    files = [path for one in folders.values() for path in one.rglob("*") if path.is_file()]
-    odd = sorted({path.name for path in files if path.suffix not in FILES})
-    yield Line("are there weights and texts alone, and no code?", not odd, ", ".join(odd), True)
-    texts = {path: path.read_bytes() for path in files if path.suffix != ".gguf"}
-    private = [str(ROOT).encode(), str(Path.home()).encode()]
-    for question, found in (
-        ("is there no token and no key?", [one for one in texts if SECRET.search(texts[one])]),
-        (
-            "is there no path of this machine?",
-            [one for one in texts if any(path in texts[one] for path in private if len(path) > 1)],
-        ),
-    ):
-        yield Line(question, not found, ", ".join(sorted(path.name for path in found)), True)
+    # With the slash: a vocabulary may hold the name of a folder.
+    private = [f"{one}/".encode() for one in (ROOT, Path.home()) if one.name]
+    odd, tokens, paths = list[str](), list[str](), list[str]()
+    for path, text in chain.from_iterable(map(heads, folders.values())):
+        if path.suffix not in FILES:
+            odd.append(path.name)
+        if holds_token(text):
+            tokens.append(path.name)
+        if any(one in text for one in private):
+            paths.append(path.name)
+    yield _none("are there weights and texts alone, and no code?", odd)
+    yield _none("is there no token and no key?", tokens)
+    yield _none("is there no path of this machine?", paths)
     cards = [folder / "README.md" for folder in folders.values()]
     named = all("license:" in card.read_text(encoding="utf-8") for card in cards)
     yield Line("does the card name a licence?", named, "" if named else "the base names none")
 
 
+def _none(question: str, found: list[str]) -> Line:
+    return Line(question, not found, ", ".join(sorted(set(found))), must=True)
+
+
 def _of_the_server(server: Running) -> Iterator[Line]:
-    root = server.url.removesuffix("/v1")
+    known = {"Authorization": f"Bearer {server.key}"}
+    strangers: dict[str, dict[str, str]] = {
+        "without a key": {},
+        "with a wrong key": {"Authorization": "Bearer wrong"},
+        "from another page": known | {"Origin": "http://example.org"},
+    }
     with httpx2.Client(trust_env=False) as client:
         statuses = {
-            "without a key": client.get(f"{server.url}/models").status_code,
-            "with a wrong key": client.get(
-                f"{server.url}/models", headers={"Authorization": "Bearer wrong"}
-            ).status_code,
-            "from another page": client.get(
-                f"{server.url}/models",
-                headers={"Authorization": f"Bearer {server.key}", "Origin": "http://example.org"},
-            ).status_code,
+            name: client.get(f"{server.url}/models", headers=headers).status_code
+            for name, headers in strangers.items()
         }
-        health = client.get(f"{root}/health").json()["status"]
+        health = client.get(f"{server.url.removesuffix('/v1')}/health").json()["status"]
     refused = all(status in (401, 403) for status in statuses.values())
     shown = ", ".join(f"{name} {status}" for name, status in statuses.items())
     yield Line("does the server refuse strangers?", refused, shown, True)

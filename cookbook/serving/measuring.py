@@ -14,6 +14,7 @@ from datasets import Dataset
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
+from cookbook.chat import IGNORED
 from cookbook.evaluation import Score, score
 from cookbook.report import COLORS
 from cookbook.serving.checks import opened
@@ -57,9 +58,9 @@ def _mean(
     row: dict[str, Any], likely: Callable[[Sequence[int], Sequence[int]], list[float]]
 ) -> float:
     """Return the loss of a row's labels, given how likely each token after a prompt is."""
-    begin = next(at for at, label in enumerate(row["labels"]) if label != -100)
+    begin = next(at for at, label in enumerate(row["labels"]) if label != IGNORED)
     found = likely(row["input_ids"][:begin], row["input_ids"][begin:])
-    kept = [one for one, label in zip(found, row["labels"][begin:]) if label != -100]
+    kept = [one for one, label in zip(found, row["labels"][begin:]) if label != IGNORED]
     return -sum(kept) / len(kept)
 
 

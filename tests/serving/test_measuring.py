@@ -118,6 +118,9 @@ def exported(tmp_path: Path) -> Path:
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     (tmp_path / "Modelfile").write_text("FROM ./model.gguf\n", encoding="utf-8")
+    # As a model of code may have it.
+    vocabulary = json.dumps({"model": {"vocab": {str(Path.home()): 7}}})
+    (tmp_path / "tokenizer.json").write_text(vocabulary, encoding="utf-8")
     return tmp_path
 
 
@@ -142,7 +145,9 @@ TOKEN = "hf_" + "A1b2" * 8  # of nobody
         (_add("modeling.py", "import os"), "are there weights and texts alone", "modeling.py"),
         (_add("weights.bin", "pickled"), "are there weights and texts alone", "weights.bin"),
         (_add("notes.txt", f"token {TOKEN}"), "is there no token", "notes.txt"),
+        (_add("model.gguf", f"GGUF {TOKEN}"), "is there no token", "model.gguf"),
         (_add("config.json", f'{{"base": "{ROOT}/runs"}}'), "is there no path", "config.json"),
+        (_add("model.gguf", f"GGUF {ROOT}/runs"), "is there no path", "model.gguf"),
     ],
 )
 def test_what_would_do_harm_stops(

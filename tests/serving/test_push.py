@@ -273,5 +273,6 @@ def test_a_file_that_holds_a_token(
     text = record.read_text("utf-8")
     record.write_text(finished.with_size(text, name, path.stat().st_size), encoding="utf-8")
     said = push("--repo", REPO)
-    assert said.status == 1 and "holds an access token: nothing was uploaded" in said.err
+    refused = "holds an access token or a private key: nothing was uploaded"
+    assert said.status == 1 and refused in said.err
     assert token not in said.err and not hub.seen

@@ -55,6 +55,8 @@ RUN: dict[str, Any] = {
         },
         "at_once": {"8": {"tokens_per_second": 80.0, "seconds": 1.25}},
         "word_for_word": [4, 4],
+        "under_load": [5, 6],
+        "under_load_nearest": [6, 6],
     },
     "hardware": {"device": "Some CPU @ 2.80GHz", "count": 1, "threads": 2, "precision": "float32"},
 }
@@ -148,6 +150,8 @@ def test_what_serving_gave_is_told_over_the_seeds(monkeypatch: pytest.MonkeyPatc
     loss = "+0.0200 (+0.0100 to +0.0300)"
     assert f"{where} `q8_0` | 1 | 2 | 50 | {loss} | 6 of 8 answers |" in formats
     assert f"{where} 8 | 80 | 1.25 |" in record.with_tables(text.format("at-once"))
+    same = record.with_tables(text.format("same-answers"))
+    assert "letter for letter as alone | 10 of 12 |" in same
 
 
 def test_a_table_without_runs_is_refused() -> None:

@@ -159,7 +159,8 @@ def test_a_command_is_shown_kept_and_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log, environment = tmp_path / "log", dict(os.environ)
-    code = "import sys; print('one'); print('two', file=sys.stderr); sys.exit(3)"
+    # Flushed: what goes into a pipe waits in the process, unless PYTHONUNBUFFERED is set.
+    code = "import sys; print('one', flush=True); print('two', file=sys.stderr); sys.exit(3)"
     assert run_logged([sys.executable, "-c", code], environment, log, 60) == (3, "two")
     assert log.read_text() == "one\ntwo\n" == capsys.readouterr().out
 

@@ -34,6 +34,7 @@ from cookbook.profiles import ROOT, device_name
 from tests.gpu import check
 
 RESULTS = ROOT / "results"
+# What trains and what tests; a notebook's digests count its own group besides (`serving`).
 GROUPS = ("full-finetuning", "peft", "instruction-tuning", "reasoning", "dev")
 RECIPES = tuple(recipe_of(path) for path in record.notebooks())
 (EXPORT,) = check.WITHOUT
@@ -98,15 +99,20 @@ def _browser() -> dict[str, Any]:
     return {**_files(*tests), **_lines("Makefile", "jupyter"), **_lock()}
 
 
+def imports(root: Path = ROOT) -> str:
+    """Return the digest of all that notebooks and the package import, wherever they do."""
+    notebooks = (nbformat.read(path, as_version=4) for path in root.glob("[0-9]*/*.ipynb"))
+    modules = (path.read_text(encoding="utf-8") for path in root.glob("cookbook/**/*.py"))
+    codes = "\n".join([*map(proof.notebook_code, notebooks), *modules])
+    return proof.digest(*sorted(set(re.findall(r"^\s*(?:from|import) .*", codes, re.MULTILINE))))
+
+
 def _groups() -> dict[str, Any]:
-    imports = []
-    for path in record.notebooks():
-        code = proof.notebook_code(nbformat.read(path, as_version=4))
-        imports += re.findall(r"^\s*(?:from|import) .*", code, re.MULTILINE)
+    tests = ("tests/install/test_groups.py", "tests/contract/importing.py")
     return {
-        **_files("scripts/poetry.py", "poetry.lock", "poetry.toml", "tests/install/test_groups.py"),
+        **_files("scripts/poetry.py", "poetry.lock", "poetry.toml", *tests),
         **_lines("Makefile", "install|poetry|venv|stamp|group"),
-        "imports": proof.digest(*sorted(set(imports))),
+        "imports": imports(),
     }
 
 

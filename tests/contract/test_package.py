@@ -16,7 +16,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from cookbook.commands import proof
-from tests.contract.importing import AFTER_TRAINING, OF_THE_CONVERTER, import_all
+from tests.contract.importing import AFTER_TRAINING, OF_THE_CONVERTER, import_all, is_within
 from tests.contract.notebook_rules import KNOWN_DISTRIBUTIONS, code_cells, imports
 from tests.contract.repository import (
     FOLDER_GROUPS,
@@ -137,7 +137,7 @@ def test_imports_are_declared() -> None:
 
 def test_only_what_comes_after_training_needs_the_group_serving() -> None:
     for name, theirs in imported_within(ROOT).items():
-        if not name.startswith(AFTER_TRAINING):
+        if not is_within(name, AFTER_TRAINING):
             assert not [one for one in theirs if one.startswith("cookbook.serving")], name
 
 

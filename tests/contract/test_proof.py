@@ -188,6 +188,15 @@ def test_the_areas_know_their_files() -> None:
         assert all(area.inputs().values())
 
 
+def test_groups_depend_on_what_notebooks_and_the_package_import(tree: Path) -> None:
+    before = proofs.imports(tree)
+    assert before == proofs.imports()
+    replace(tree / "cookbook" / "serving" / "server.py", "import uvicorn", "import another")
+    after = proofs.imports(tree)
+    edit(tree / f"{FALCON}.ipynb", "import torch", "import another as one")
+    assert len({before, after, proofs.imports(tree)}) == 3
+
+
 def test_runs_against_the_hub_depend_on_one_recipe_and_on_the_hub() -> None:
     inputs = proofs.AREAS[proofs.against_the_hub(FALCON)].inputs()
     assert inputs[FALCON] == proof.digests(FALCON, gpu=True)

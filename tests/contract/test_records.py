@@ -164,9 +164,8 @@ def a_record() -> dict[str, Any]:
 
 def test_every_group_has_its_size_on_record() -> None:
     sizes = json.loads((ROOT / "results" / "install" / "groups.json").read_text("utf-8"))
-    assert set(sizes["groups"]) == {
-        *FOLDER_GROUPS.values()
-    }, "run: COOKBOOK_RECORD=1 python -m pytest tests/install/test_groups.py"
+    how = "run: COOKBOOK_RECORD=1 .venv/bin/python -m tests.proofs record groups"
+    assert set(sizes["groups"]) == set(FOLDER_GROUPS.values()), how
 
 
 def test_an_edited_record_is_found_out() -> None:

@@ -51,6 +51,15 @@ def _libraries_as_they_are() -> Iterator[None]:
         assert falcon.FalconLinear.__name__ == "FalconLinear", "swapped and not given back"
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name bytes by their number: those of an archive may hold the time at which it was packed.
+
+    Two processes that collected before and after the turn of a second had different tests then,
+    and pytest-xdist gives up on that.
+    """
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of `make test` and of `python -m tests.proofs record`."""
     parser.addoption("--held", action="store_true", help="leave out what a record proves")

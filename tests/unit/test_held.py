@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from types import SimpleNamespace
 from typing import Any
 
@@ -93,3 +94,11 @@ def test_a_recipe_that_did_not_learn_and_one_for_which_no_time_was_left() -> Non
     assert lines[THREE] == "executed now: loss 3.0 -> 3.0, FAILED"
     late = SimpleNamespace(user_properties=[("recipe", TWO)], when="call")
     assert told(skipped=[late])[TWO] == "held by a record", "the spot check, and its record"
+
+
+@pytest.mark.parametrize("packed", [gzip.compress(b"{}"), gzip.compress(b"[]")])
+def test_the_names_of_tests_do_not_depend_on_the_time(
+    packed: bytes, request: pytest.FixtureRequest
+) -> None:
+    inside = request.node.name.partition("[")[2]
+    assert inside in (f"{len(packed)} bytes{number}]" for number in (0, 1))

@@ -41,12 +41,14 @@ override POETRY := $(if $(findstring /,$(POETRY)),$(call named,$(POETRY)),$(POET
 endif
 
 # Notebook folder -> the dependency group it needs.
-FOLDERS := 01-Full-Fine-Tuning 02-PEFT 03-Instruction-Tuning 04-Reasoning-Tuning 05-Export-and-Serving
+FOLDERS := 01-Full-Fine-Tuning 02-PEFT 03-Instruction-Tuning 04-Reasoning-Tuning 05-Export-and-Serving \
+	06-Preference-Tuning
 GROUP_01-Full-Fine-Tuning := full-finetuning
 GROUP_02-PEFT := peft
 GROUP_03-Instruction-Tuning := instruction-tuning
 GROUP_04-Reasoning-Tuning := reasoning
 GROUP_05-Export-and-Serving := serving
+GROUP_06-Preference-Tuning := preference
 GROUPS := $(foreach folder,$(FOLDERS),$(GROUP_$(folder))) dev
 
 # One file per installed group; newer than the lock means that nothing is to be done.
@@ -90,7 +92,7 @@ endif
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install install-full-finetuning install-peft install-instruction-tuning \
-	install-reasoning install-serving install-dev install-all lock offline quickstart notebook notebooks check-data chat export serve push test test-all stale \
+	install-reasoning install-serving install-preference install-dev install-all lock offline quickstart notebook notebooks check-data chat export serve push test test-all stale \
 	test-contract test-unit test-hub test-recipes lint format jupyter script record gallery gpu-check \
 	audit bench docker-build docker-up docker-serve docker-down docker-shell docker-logs docker-test clean \
 	check-notebook check-folder check-docker check-caches
@@ -118,6 +120,7 @@ install-peft: $(STAMP)peft ## Install core and what 02-PEFT needs
 install-instruction-tuning: $(STAMP)instruction-tuning ## Install core and what 03-Instruction-Tuning needs
 install-reasoning: $(STAMP)reasoning ## Install core and what 04-Reasoning-Tuning needs
 install-serving: $(STAMP)serving ## Install core and what 05-Export-and-Serving needs
+install-preference: $(STAMP)preference ## Install core and what 06-Preference-Tuning needs
 install-dev: $(STAMP)dev ## Install core and the tools for tests and code style
 install-all: $(STAMP)all ## Install core and every group
 

@@ -14,6 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from transformers import PretrainedConfig, PreTrainedModel, Trainer
 
+from cookbook import answers
 from cookbook.experts import has_experts
 from cookbook.groups import read_prompts_once
 from cookbook.memory import keep_freed_memory
@@ -115,3 +116,14 @@ def share_prompts(trainer: "GRPOTrainer") -> None:
     recomputed = bool(args.activation_checkpointing or args.gradient_checkpointing)
     if can_share_prompts(model.config, recomputed):
         read_prompts_once(trainer)
+
+
+def share_prompts_of_pairs(trainer: Any) -> None:
+    """Let DPO or KTO read a prompt once for its answers, where it can (`can_share_prompts`).
+
+    What is computed stays the same but for rounding: see `answers.read_prompts_once`.
+    """
+    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+    recomputed = bool(args.activation_checkpointing or args.gradient_checkpointing)
+    if can_share_prompts(model.config, recomputed):
+        answers.read_prompts_once(trainer)

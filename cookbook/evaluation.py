@@ -125,6 +125,30 @@ def completion_loss(model: PreTrainedModel, rows: Dataset, batch_size: int) -> S
     return score(losses, counts)
 
 
+@torch.inference_mode()
+def log_probabilities(model: PreTrainedModel, rows: Dataset, batch_size: int) -> list[float]:
+    """Return of each tokenized row the log-probability of its supervised tokens, in nats.
+
+    It is their sum: that of a whole answer, after what stands before it. `rows` are as those of
+    `completion_loss`.
+    """
+    ids, labels = rows["input_ids"], rows["labels"]
+    found = [0.0] * len(ids)
+    check_token_ids(model, ids)
+    with _evaluating(model):
+        for batch in _batches([len(one) for one in ids], batch_size):
+            chosen = [labels[index] for index in batch]
+            inputs = _inputs([ids[index] for index in batch], chosen, model.device)
+            with _autocast(model):
+                logits, targets = supervised_logits(model, inputs)
+            each = functional.cross_entropy(logits.float(), targets, reduction="none")
+            owners = (shifted_labels(model, inputs["labels"]) != IGNORED).nonzero()[:, 0]
+            sums = torch.zeros(len(batch), device=each.device).index_add_(0, owners, -each)
+            for index, value in zip(batch, sums.tolist(), strict=True):
+                found[index] = value
+    return found
+
+
 def text_loss(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import mean
+from typing import Any
 
 import matplotlib.pyplot as plt
 from datasets import Dataset
@@ -11,6 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 from transformers import PreTrainedTokenizerBase
 
 from cookbook.chat import IGNORED
+from cookbook.training import loss_curve, moving_mean
 
 BLUE, RED, GREY, PALE = "#30638e", "#d1495b", "#b0b7bf", "#e7eaee"
 
@@ -152,6 +154,26 @@ def advantages(rewards: Sequence[float], values: Sequence[float]) -> Figure:
     below.axhline(0, color="black", linewidth=0.8)
     below.set(xlabel="answer", ylabel="advantage", xticks=list(names))
     above.set_title("More likely: what is better than its siblings (blue)", fontsize=10)
+    return _shown(figure)
+
+
+def preferences(history: Sequence[dict[str, Any]], beta: float) -> Figure:
+    """Draw how far both answers of the pairs went from the reference, in nats, over the steps.
+
+    `history` is a DPO trainer's `state.log_history`; its rewards are `beta` times that.
+    """
+    figure, axis = plt.subplots(figsize=(7, 3.2))
+    lines = []
+    for name, color in (("chosen", BLUE), ("rejected", RED)):
+        curve = loss_curve(history, f"rewards/{name}")
+        steps, away = [step for step, _ in curve], [value / beta for _, value in curve]
+        axis.plot(steps, away, color=color, alpha=0.35, linewidth=1)
+        lines.append(moving_mean(away))
+        axis.plot(steps, lines[-1], color=color, linewidth=2, label=name)
+    axis.fill_between(steps, lines[0], lines[1], color=PALE, label="margin")
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set(xlabel="optimizer step", ylabel="nats away from the reference")
+    axis.legend()
     return _shown(figure)
 
 

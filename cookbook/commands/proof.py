@@ -43,6 +43,7 @@ GIVEN: tuple[Place, ...] = (
     ("cookbook.hub", "_Failure"),
     ("cookbook.hub", "_model"),
     ("cookbook.models", "_given_model"),
+    ("cookbook.preferences", "pair_splits"),
     ("cookbook.profiles", "_named"),
 )
 _SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENCODING, tokenize.ENDMARKER}

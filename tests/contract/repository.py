@@ -21,6 +21,7 @@ FOLDER_GROUPS = {
     "03-Instruction-Tuning": "instruction-tuning",
     "04-Reasoning-Tuning": "reasoning",
     "05-Export-and-Serving": "serving",
+    "06-Preference-Tuning": "preference",
 }
 
 

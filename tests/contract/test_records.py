@@ -29,7 +29,9 @@ pytestmark = pytest.mark.contract
 RECIPES = [run.recipe_of(path) for path in record.notebooks()]
 # Two short trainings, and then what llama.cpp does: its minutes are bounded apart.
 EXPORT = proofs.EXPORT
-TRAINING = [one for one in RECIPES if one != EXPORT]
+# The sums below were set for eight recipes; each one of a later technique has a bound of its own.
+LATER = [one for one in RECIPES if one.startswith("06-")]
+TRAINING = [one for one in RECIPES if one not in (EXPORT, *LATER)]
 GRPO = "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO"
 EPYC, XEON = "AMD EPYC", "Intel Xeon"  # with units for bfloat16; the second has AMX besides
 # A plan is of computing. This training of twelve steps writes four checkpoints of 1.6 GB, each file
@@ -51,12 +53,16 @@ def planned_runs(recipe: str) -> list[record.Run]:
 
 
 def minutes(recipe: str, device: str | None = None) -> float:
-    """Return the whole notebook's mean time on a device, or on that where it took longest."""
+    """Return the whole notebook's mean time on a device, or on that where it took longest: where
+    none is named, and where it was not recorded on the one that is.
+    """
     by_hardware: dict[str, list[float]] = defaultdict(list)
     for one in planned_runs(recipe):
         if one["profile"] == "cpu" and one["hardware"]["precision"] == "bfloat16":
             by_hardware[one["hardware"]["device"]].append(one["notebook_seconds"] / 60)
-    return fmean(by_hardware[device]) if device else max(map(fmean, by_hardware.values()))
+    if device in by_hardware:
+        return fmean(by_hardware[device])
+    return max(map(fmean, by_hardware.values()))
 
 
 def plans() -> list[Any]:
@@ -119,6 +125,11 @@ def test_the_distributed_recipe_takes_less_than_4_minutes() -> None:
 def test_exporting_and_serving_takes_less_than_8_minutes() -> None:
     """The aim is 5: it writes, checks and serves seven files, each in processes of their own."""
     assert minutes(EXPORT) < 8
+
+
+@pytest.mark.parametrize("recipe", LATER)
+def test_a_later_recipe_takes_less_than_5_minutes(recipe: str) -> None:
+    assert minutes(recipe) < 5
 
 
 def test_grpo_takes_less_than_6_minutes() -> None:

@@ -35,6 +35,12 @@ SEEDS = {
     "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO": (0, 1, 2),
 }
 
+# Of held-out pairs, by how much both answers became likelier than the reference finds them.
+AWAY = {
+    "nats, chosen": r"reference: chosen ([+-][\d.]+)",
+    "nats, rejected": r"reference: chosen [+-][\d.]+, rejected ([+-][\d.]+)",
+}
+
 EXERCISES: dict[str, tuple[Exercise, ...]] = {
     "01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning": (
         Exercise(
@@ -286,6 +292,38 @@ EXERCISES: dict[str, tuple[Exercise, ...]] = {
                 "eight at once": r"8 at once: (\d+) tokens",
                 "seconds an answer of eight": r"8 at once: .* ([\d.]+) s an answer",
             },
+        ),
+    ),
+    "06-Preference-Tuning/DPO-Preference-Tuning": (
+        Exercise(
+            "small-beta",
+            "`beta` 0.1",
+            (setting("beta", "1.0", "0.1"),),
+            ("exact_match_sampled", "exact_match", "pair_accuracy", *AWAY),
+            AWAY,
+        ),
+        Exercise(
+            "off-policy",
+            "numbers that nobody answers, rejected",
+            (
+                (
+                    'said = {"chosen": right[0], "rejected": text}\n',
+                    'said = {"chosen": right[0], "rejected": f"#### {number}"}\n',
+                ),
+            ),
+            ("exact_match_sampled", "exact_match", "pair_accuracy"),
+        ),
+        Exercise(
+            "with-sft",
+            '`loss_type` `"sigmoid"` and `"sft"`',
+            (
+                (
+                    "        loss_type=[config.loss_type],\n",
+                    '        loss_type=[config.loss_type, "sft"],\n',
+                ),
+            ),
+            ("exact_match_sampled", "exact_match", *AWAY),
+            AWAY,
         ),
     ),
 }

@@ -258,6 +258,20 @@ QWEN3_1_7B = Architecture(
     "bfloat16",
     1_720_574_976,
 )
+QWEN3_4B_2507 = Architecture(
+    "Qwen3ForCausalLM",
+    _qwen3(
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        max_position_embeddings=262_144,
+        rope_theta=5_000_000,
+        tie_word_embeddings=True,
+    ),
+    "bfloat16",
+    4_022_468_096,
+)
 QWEN3_14B = Architecture(
     "Qwen3ForCausalLM",
     _qwen3(
@@ -283,5 +297,6 @@ ARCHITECTURES = {
     "google/gemma-3-1b-it": GEMMA_3_1B,
     "google/gemma-3-4b-it": GEMMA_3_4B,
     "Qwen/Qwen3-1.7B": QWEN3_1_7B,
+    "Qwen/Qwen3-4B-Instruct-2507": QWEN3_4B_2507,
     "Qwen/Qwen3-14B": QWEN3_14B,
 }

@@ -101,6 +101,14 @@ def _problem(write: Writer, tokens: int, number: int) -> Row:
     return {"prompt": write.text(tokens), "completion": completion, "answer": str(number)}
 
 
+def _compared(write: Writer, tokens: int, number: int) -> Row:
+    """Return a pair whose longer answer fills the row."""
+    prompt = write.text(tokens // 4)
+    rest = tokens - write.count(prompt)
+    better, worse = (rest, rest * 3 // 4) if number % 2 else (rest * 3 // 4, rest)
+    return {"prompt": prompt, "chosen": write.text(better), "rejected": write.text(worse)}
+
+
 def _labelled(write: Writer, tokens: int, number: int) -> Row:
     return {"text": write.text(tokens), "label": LABELS[number % len(LABELS)]}
 
@@ -143,6 +151,8 @@ EXAMPLES = {
     "04-Reasoning-Tuning/Financial-Reasoning-Gemma-3": Examples(_pair, spare=48),
     # A quarter of its rows are direct answers: a prompt, a quarter of the length, and a figure.
     "04-Reasoning-Tuning/Qwen3-Reasoning-Conversational": Examples(_pair, spare=44, fill=0.82),
+    # Two rows a pair, which is what its trainer counts.
+    "06-Preference-Tuning/DPO-Preference-Tuning": Examples(_compared, spare=8, counted=False),
 }
 LENGTHS = ("max_length", "block_size", "max_prompt_length")  # as the recipes name it
 

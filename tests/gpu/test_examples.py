@@ -36,6 +36,7 @@ COLUMNS = {
     "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO": {"prompt", "completion", "answer"},
     "04-Reasoning-Tuning/Financial-Reasoning-Gemma-3": {"prompt", "completion"},
     "04-Reasoning-Tuning/Qwen3-Reasoning-Conversational": {"prompt", "completion"},
+    "06-Preference-Tuning/DPO-Preference-Tuning": {"prompt", "chosen", "rejected"},
 }
 # What counts against the length; the rest is counted elsewhere or not at all.
 COUNTED = {"text", "prompt", "completion", "document"}
@@ -57,6 +58,8 @@ def test_rows_fill_the_allowed_length(
     counted = COUNTED - ({"completion"} if "answer" in train[0] else set())
     for row in [*train[examples.SHOTS :], *test]:
         texts = [text for name, text in row.items() if name in counted]
+        if "chosen" in row:  # a pair is two rows, of which the longer one fills the length
+            texts.append(max(row["chosen"], row["rejected"], key=len))
         have = sum(len(tokenizer(text)["input_ids"]) for text in texts)
         if recipe == GPT2:  # its tokenizer is yet to be trained: a word is one token or more
             assert len(row["text"].split()) == wanted

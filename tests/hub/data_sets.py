@@ -185,6 +185,29 @@ def finetome_rows(count: int) -> Iterator[Row]:
         yield {"conversations": turns, "source": source, "score": score}
 
 
+def ultrafeedback_rows(count: int, split: str) -> Iterator[Row]:
+    """Two conversations that differ in the answer; a few answers got the same score."""
+    random = Random(f"ultrafeedback {split}")
+    for _ in range(count):
+        asked = f"{texts.sentence(random)} {texts.question(random)}"
+        row: Row = {}
+        for name in ("chosen", "rejected"):
+            turns = [("user", asked), ("assistant", texts.answer(random))]
+            row[name] = [{"content": said, "role": who} for who, said in turns]
+        worse = random.choice([1.0, 5.5, 7.0])
+        better = worse if random.random() < 0.1 else random.choice([7.5, 8.0, 9.0])
+        yield row | {"score_chosen": better, "score_rejected": worse}
+
+
+def ultrafeedback_binarized(folder: Path) -> None:
+    """Write pairs without a prompt of their own: both conversations begin with it."""
+    for split, count in (("train", 220), ("test", 40)):
+        path = folder / "data" / f"{split}-00000-of-00001.parquet"
+        _parquet(path, list(ultrafeedback_rows(count, split)))
+    files = [{"split": split, "path": f"data/{split}-*"} for split in ("train", "test")]
+    _card(folder, {"configs": [{"config_name": "default", "data_files": files}]})
+
+
 def finetome_100k(folder: Path) -> None:
     """Write conversations of `human` and `gpt`, some after a `system` turn."""
     _single(folder, "train", list(finetome_rows(260)))

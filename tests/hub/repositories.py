@@ -19,6 +19,7 @@ from tests.hub.data_sets import (
     openassistant_guanaco,
     openmathreasoning_mini,
     openwebtext,
+    ultrafeedback_binarized,
 )
 from tests.hub.models import (
     HEADS,
@@ -58,6 +59,9 @@ REPOSITORIES = {
     "models/Qwen/Qwen2.5-0.5B-Instruct": Repository(qwen2_5_instruct, linear_layers=7 * LAYERS),
     "models/Qwen/Qwen2.5-1.5B-Instruct": Repository(qwen2_5_instruct, linear_layers=7 * LAYERS),
     "models/Qwen/Qwen3-1.7B": Repository(partial(qwen3, tied=True), linear_layers=7 * LAYERS),
+    "models/Qwen/Qwen3-4B-Instruct-2507": Repository(
+        partial(qwen3, tied=True), linear_layers=7 * LAYERS
+    ),
     "models/Qwen/Qwen3-14B": Repository(partial(qwen3, tied=False), linear_layers=7 * LAYERS),
     "models/google/gemma-3-1b-it": Repository(gemma_3_1b_it, linear_layers=7 * LAYERS),
     # Seven in each text layer and six in each vision layer; the projector has none.
@@ -70,6 +74,7 @@ REPOSITORIES = {
     "datasets/TheFinAI/Fino1_Reasoning_Path_FinQA": Repository(fino1_reasoning_path_finqa),
     "datasets/unsloth/OpenMathReasoning-mini": Repository(openmathreasoning_mini),
     "datasets/mlabonne/FineTome-100k": Repository(finetome_100k),
+    "datasets/trl-lib/ultrafeedback_binarized": Repository(ultrafeedback_binarized),
 }
 
 

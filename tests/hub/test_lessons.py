@@ -81,6 +81,11 @@ ROWS: dict[str, Callable[[int], Row]] = {
         "completion": f"<think>\n{n} + {n} = {2 * n}\n</think>\n\n{2 * n}",
     },
     "Export-and-Serve": conversation,
+    "DPO-Preference-Tuning": lambda n: {
+        "prompt": [_turn("user", f"What is {n} and {n}?")],
+        "chosen": [_turn("assistant", f"That is {2 * n}.")],
+        "rejected": [_turn("assistant", f"That is {2 * n + 1}, I think.")],
+    },
 }
 
 

@@ -64,6 +64,7 @@ NEEDED = {
     "TheFinAI/Fino1_Reasoning_Path_FinQA": "Ground-True Answer",
     "openai/gsm8k": "answer",
     "unsloth/OpenMathReasoning-mini": "generated_solution",
+    "trl-lib/ultrafeedback_binarized": "chosen",
 }
 # A column of whole conversations is one form of them, so that any is said to be missing.
 ANY_FORM = {"timdettmers/openassistant-guanaco": "`prompt` and `completion`, or `messages`"}

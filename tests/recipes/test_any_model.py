@@ -105,6 +105,17 @@ def as_checked(folder: Path) -> Path:
     return _jsonl(folder / "checked.jsonl", [*rows, {"prompt": "What?", "answer": None}])
 
 
+def as_ratings(folder: Path) -> Path:
+    """A JSONL file of answers with stars, four to a question; of one all are rated the same."""
+    rows = [
+        {"question": sentence(n), "response": sentence(100 + 4 * n + k), "stars": (n + k) % 4 + 1}
+        for n in range(40)
+        for k in range(4)
+    ]
+    same = [{"question": "What?", "response": sentence(k), "stars": 3} for k in (400, 401)]
+    return _jsonl(folder / "ratings.jsonl", [*rows, *same])
+
+
 def _jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -131,6 +142,7 @@ OWN: dict[str, tuple[str, dict[str, Any], Callable[[Path], Path]]] = {
         as_thoughts,
     ),
     "05-Export-and-Serving/Export-and-Serve": ("llama", {"num_key_value_heads": 1}, as_messages),
+    "06-Preference-Tuning/DPO-Preference-Tuning": ("gpt_neox", {}, as_ratings),
 }
 
 

@@ -40,7 +40,13 @@ MUST_BEAT = {
     QWEN3: {"exact_match_thinking": "three_shot", "chat_loss": "own_template"},
 }
 # What has to improve on an earlier stage of the same run as well: GRPO on its warm-up.
-MUST_ADD = {"04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO": {"exact_match_sampled": "warm_up"}}
+# And DPO on its fine-tuning.
+MUST_ADD = {
+    "04-Reasoning-Tuning/Math-Reasoning-Qwen-GRPO": {"exact_match_sampled": "warm_up"},
+    "06-Preference-Tuning/DPO-Preference-Tuning": {
+        name: "sft" for name in ("exact_match_sampled", "exact_match", "pair_accuracy")
+    },
+}
 # Shares that an untrained model reaches too (it has no thoughts), and that must be there after.
 MUST_KEEP = {QWEN3: {"adherence_direct": 0.9}}
 NOTEBOOKS = record.notebooks()

@@ -2,6 +2,7 @@
 
 python -m tests.reliability           all
 python -m tests.reliability loading   one of them: loading, kills, processes
+python -m tests.reliability loading DPO-Preference-Tuning    of one recipe; the others' stay
 """
 
 from __future__ import annotations
@@ -22,23 +23,27 @@ from typing import Any
 from cookbook.profiles import device_name
 from tests.reliability import fuzzed, kills, loading, processes
 from tests.reliability.methods import METHODS
-from tests.reliability.tables import PAGE, RESULTS, with_tables
+from tests.reliability.tables import PAGE, RESULTS, recorded, with_tables
 
 KILLS = 10  # for each method
 
 
-def loaded() -> dict[str, Any]:
-    """Return the outcomes of files of any content, by recipe; several recipes at a time."""
-    found = {}
+def loaded(only: list[str]) -> dict[str, Any]:
+    """Return the outcomes of files of any content, by recipe; several recipes at a time.
+
+    Of recipes that are not in `only`, if any are, it is what was recorded.
+    """
+    found = recorded("loading")["outcomes"] if only else {}
+    chosen = [one for one in loading.NOTEBOOKS if not only or one.stem in only]
     # A notebook leaves traces in its process, so each gets one of its own.
     with ProcessPoolExecutor(max_tasks_per_child=1, mp_context=get_context("spawn")) as pool:
-        for name, outcomes in pool.map(fuzzed.outcomes_of, loading.NOTEBOOKS):
+        for name, outcomes in pool.map(fuzzed.outcomes_of, chosen):
             found[name] = outcomes
             print(name, outcomes, flush=True)
     return {"files": sum(sum(one.values()) for one in found.values()), "outcomes": found}
 
 
-def killed() -> dict[str, Any]:
+def killed(_: list[str]) -> dict[str, Any]:
     """Return what became of trainings by each method that were killed."""
     found = {}
     for method in METHODS:
@@ -48,13 +53,13 @@ def killed() -> dict[str, Any]:
     return {"kills": sum(sum(one["kills"].values()) for one in found.values()), "methods": found}
 
 
-def shared() -> dict[str, Any]:
+def shared(_: list[str]) -> dict[str, Any]:
     """Return how far trainings in several processes and on several machines lie apart."""
     with tempfile.TemporaryDirectory() as folder:
         return processes.record(Path(folder))
 
 
-RECORDS: dict[str, Callable[[], dict[str, Any]]] = {
+RECORDS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "loading": loaded,
     "kills": killed,
     "processes": shared,
@@ -64,12 +69,13 @@ RECORDS: dict[str, Callable[[], dict[str, Any]]] = {
 def main(names: list[str]) -> int:
     """Write the records; what should not be ends this with a traceback, and writes nothing."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for name in names or RECORDS:
+    only = [name for name in names if name not in RECORDS]
+    for name in [name for name in names if name in RECORDS] or RECORDS:
         content = {
             "date": datetime.now(UTC).date().isoformat(),
             "device": device_name(),
             "versions": {one: version(one) for one in ("torch", "transformers", "trl", "datasets")},
-            **RECORDS[name](),
+            **RECORDS[name](only),
         }
         path = RESULTS / f"{name}.json"
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

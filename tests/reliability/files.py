@@ -91,6 +91,7 @@ def row(columns: tuple[str, ...]) -> st.SearchStrategy[Row]:
         "completion": st.one_of(*[worked()] * 5, texts),
         "answer": st.sampled_from(["85", "-3", "1,200", "1/2", "", "eighty"]),
         "messages": turns(),
+        "rating": st.sampled_from([1, 2, 3.5, 5, "4", "", None, "good", True]),
     }
     return st.fixed_dictionaries({name: kinds.get(name, texts) for name in columns})
 
@@ -104,6 +105,10 @@ SHAPES = (
     ("text", "label"),
     ("document", "summary"),
     ("question", "reply"),
+    ("prompt", "chosen", "rejected"),
+    ("chosen", "rejected"),
+    ("prompt", "completion", "rating"),
+    ("prompt", "completion", "label"),
 )
 
 
@@ -408,6 +413,7 @@ def right(columns: tuple[str, ...], count: int = 60) -> bytes:
     for n in range(count):
         own = " ".join(f"word{n}{place}" for place in range(length))
         values = {"label": ["positive", "negative"][n % 2], "completion": f"{own}\n#### {n}"}
+        values |= {"chosen": f"{own} yes", "rejected": f"{own} no"}
         rows.append({name: values.get(name, own) for name in columns} | {columns[0]: own})
         if "answer" in columns:
             rows[-1]["answer"] = str(n)

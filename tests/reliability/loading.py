@@ -37,6 +37,7 @@ COLUMNS = {
     "Math-Reasoning-Qwen-GRPO": ("prompt", "completion", "answer"),
     "Qwen3-Reasoning-Conversational": ("prompt", "completion", "answer"),
     "Export-and-Serve": ("prompt", "completion"),
+    "DPO-Preference-Tuning": ("prompt", "chosen", "rejected"),
 }
 # Training rows that suffice where one does not: an update takes them, or two labels or modes need
 # one each.

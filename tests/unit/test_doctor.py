@@ -432,6 +432,15 @@ def rows_for(notebook: str) -> Rows:
     if notebook == SCRATCH:
         return [{"text": words(n, 400)} for n in range(80)]
     rows = pairs(80)
+    if notebook.startswith("06"):
+        return [
+            {
+                "prompt": row["prompt"],
+                "chosen": words(n, 3 + n % 4),
+                "rejected": words(n + 99, 6 - n % 4),
+            }
+            for n, row in enumerate(rows)
+        ]
     if notebook.startswith("04"):
         for number, row in enumerate(rows):
             row["completion"] += f"\n#### {number}"
@@ -474,6 +483,72 @@ def test_a_recipe_is_read_off_its_notebook() -> None:
     assert sentiment.instruction(["up", "down"]).endswith("one word: up, down.")
     assert (scratch.pairs, scratch.texts) == (None, True)
     assert Recipe(ROOT / check_data.DEFAULT).instruction([]) == ""
+
+
+# --- Preferences --------------------------------------------------------------------------------
+
+DPO = "06-Preference-Tuning/DPO-Preference-Tuning.ipynb"
+
+
+def compared(count: int, first: int = 0) -> Rows:
+    """Return pairs, none of which says what another says."""
+    return [
+        {"prompt": words(n, 9), "chosen": words(n + 7, 3 + n % 4), "rejected": words(n, 6 - n % 4)}
+        for n in range(first, first + count)
+    ]
+
+
+def test_pairs_that_say_nothing_are_dropped_with_their_lines(
+    doctor: Doctor, tmp_path: Path
+) -> None:
+    rows = compared(60)
+    rows[2]["rejected"] = rows[2]["chosen"]
+    scores = {"score_chosen": 1, "score_rejected": 5}
+    rows = [row | {"score_chosen": 5, "score_rejected": 1} for row in rows]
+    rows[4] |= scores
+    write(tmp_path / "mine" / "train.jsonl", rows)
+    write(tmp_path / "mine" / "test.jsonl", [*compared(9, 500), *compared(1)])
+    status, text, _ = doctor(tmp_path / "mine", "--nb", DPO)
+    assert status == 0
+    told = " ".join(section(text, "Rows").split())
+    assert "a tie says nothing line 3" in told and "are the two swapped? line 5" in told
+    told = section(text, "Pairs")
+    assert "58 training pairs of 58 prompts" in told and "1 test pairs have a prompt" in told
+    assert "1 of 10 test pairs have a prompt that is trained on" in " ".join(text.split())
+    assert text.count("\u27e6") == 2, "both answers of a pair are shown"
+
+
+def test_pairs_that_teach_length_are_warned_of(doctor: Doctor, tmp_path: Path) -> None:
+    rows = [row | {"chosen": row["chosen"] + " " + words(3, 9)} for row in compared(80)]
+    _, text, _ = doctor(write(tmp_path / "my.jsonl", rows), "--nb", DPO)
+    assert "is the longer one in 100% of the pairs" in " ".join(text.split("\n\n")[0].split())
+    _, text, _ = doctor(write(tmp_path / "fair.jsonl", compared(80)), "--nb", DPO)
+    assert "may learn length" not in text
+
+
+def test_ratings_of_a_prompt_stay_together(doctor: Doctor, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": words(n, 9), "completion": words(1000 * k + n, 6), "rating": (n + k) % 4}
+        for n in range(60)
+        for k in range(4)
+    ]
+    status, text, _ = doctor(write(tmp_path / "my.jsonl", rows), "--nb", DPO)
+    assert status == 0
+    found = re.search(r"\(train (\d+), test (\d+)\)", text)
+    assert found and int(found[1]) + int(found[2]) == 60 and 1 <= int(found[2]) <= 15
+    assert "0 test pairs have a prompt" in section(text, "Pairs")
+
+
+def test_problems_are_pairs_that_the_model_makes(doctor: Doctor, tmp_path: Path) -> None:
+    rows = [{"prompt": words(n, 12), "answer": str(n)} for n in range(60)]
+    status, text, _ = doctor(write(tmp_path / "my.jsonl", rows), "--nb", DPO, plan=True)
+    assert status == 0
+    assert "the model makes the pairs itself" in section(text, "Memory and time")
+
+
+def test_another_recipe_names_the_one_for_pairs(doctor: Doctor, tmp_path: Path) -> None:
+    _, text, _ = doctor(write(tmp_path / "my.jsonl", compared(60)))
+    assert f"NB={DPO} takes them" in " ".join(text.split())
 
 
 # --- Labels and answers -------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from cookbook import chat, files, forms
+from cookbook import chat, files, forms, preferences
 from cookbook.profiles import ROOT
 from tests.hub.tokenizing import smollm2_tokenizer
 
@@ -57,6 +57,13 @@ def test_an_example_is_read_as_it_says(
     if variable == "RECIPE":
         columns = ", ".join(f"`{column}`" for column in rows.column_names)
         assert said in f"columns {columns}\n{capsys.readouterr().out}"
+        return
+    if preferences.form_of(rows) in ("pairs", "ratings", "thumbs"):
+        pairs = preferences.as_pairs(rows, "train split")
+        assert said in (printed := capsys.readouterr().out) and "Dropped" not in printed
+        columns = {"better": pairs["chosen"], "worse": pairs["rejected"]}
+        told = {one: " | ".join(a[0]["content"] for a in found) for one, found in columns.items()}
+        assert learned == [f"{one}: {texts}" for one, texts in told.items()]
         return
     rows = forms.as_conversations(rows, "train split")
     printed = capsys.readouterr().out

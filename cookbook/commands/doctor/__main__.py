@@ -22,10 +22,19 @@ from typing import Any
 
 import psutil
 import torch
-from datasets import Dataset, DatasetDict, Features, Json, disable_progress_bars
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    Json,
+    concatenate_datasets,
+    disable_progress_bars,
+)
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from cookbook import chat, data, files, forms, models
+from cookbook import pairs as of_pairs
+from cookbook import preferences
 from cookbook.commands.doctor import page as pages
 from cookbook.commands.doctor import private
 from cookbook.commands.doctor.page import Bars, Examples, Table
@@ -41,6 +50,7 @@ KEEP = 0.98  # the share of rows that a proposed `max_length` keeps
 LABELLED = 800  # rows whose labels are made, as a recipe makes them; tokens are counted of more
 TOKENIZED = 2_000_000  # characters of rows whose tokens are counted
 COMPARED = 5_000_000  # characters of rows that are searched for copies; more would take minutes
+LENGTH_BIAS = 0.2  # from a half: pairs whose better answer is the longer one, or the shorter
 FEW = 50  # training rows below which a score says little
 SHOWN = 5
 NO_RESULT = f"no result of one line and at most {forms.LONGEST_RESULT} characters after ####"
@@ -226,6 +236,11 @@ def usable(
     if recipe.texts:
         data.check_columns(rows, ["text"], name)
         rows = data.drop_rows_without(rows, ["text"], name)
+    elif recipe.compares and preferences.form_of(part.rows) != "problems":
+        rows = preferences.as_pairs(rows, name)
+        _, by_reason = preferences.read(part.rows)
+        lost = {reason: [n - 1 for n in numbers] for reason, numbers in by_reason.items()}
+        return Part(rows, part.word, [part.places[n] for n in rows[NUMBER]]), lost, None
     elif recipe.pairs is None:
         form = forms.recognise(part.rows, name)[0]
         rows = forms.as_conversations(rows, name)
@@ -234,9 +249,10 @@ def usable(
             form = forms.recognise(part.rows, name)[0]
         rows = forms.as_pairs(rows, recipe.pairs, name)
         data.check_columns(rows, recipe.pairs, name)
-        if recipe.grpo:
+        with_results = recipe.grpo or recipe.compares
+        if with_results:
             rows = rows.map(forms.with_result)
-        wanted = [recipe.pairs[0], "answer"] if recipe.grpo else [*recipe.pairs]
+        wanted = [recipe.pairs[0], "answer"] if with_results else [*recipe.pairs]
         rows = data.drop_rows_without(rows, wanted, name)
         if recipe.figures:
             keep = [n for n, one in enumerate(rows[recipe.pairs[1]]) if _figure(one)]
@@ -255,6 +271,8 @@ def _better_recipe(columns: set[str], recipe: Recipe) -> str:
     """Return a sentence that names the recipe which these columns are made for, or nothing."""
     if {"text", "label"} <= columns and not recipe.labels:
         what, other = "texts with classes", "03-Instruction-Tuning/Financial-Sentiment-OPT.ipynb"
+    elif {"chosen", "rejected"} <= columns and not recipe.compares:
+        what, other = "pairs of answers", "06-Preference-Tuning/DPO-Preference-Tuning.ipynb"
     elif "text" in columns and len(columns) == 1 and not recipe.texts:
         what, other = "plain texts", "01-Full-Fine-Tuning/GPT-2-From-Scratch.ipynb"
     else:
@@ -288,7 +306,11 @@ def conversations_of(part: Part, recipe: Recipe, labels: Sequence[str]) -> Datas
     """Return usable rows as the conversations that the recipe makes of them."""
     if recipe.pairs is None:
         return part.rows
+    if "chosen" in part.rows.column_names:
+        return preferences.answers(part.rows)
     asked, answered = recipe.pairs
+    if recipe.compares:
+        answered = "answer"
     rule = recipe.instruction(labels)
     system = [{"role": "system", "content": rule}] if rule else []
 
@@ -488,6 +510,8 @@ class Examination:
                 f"No split is held out: the recipe cuts one of {sizes[1]} rows and trains on "
                 f"{sizes[0]} ({copies} near-duplicates removed from the test{searched})."
             )
+        if self.recipe.compares:
+            self._keep_together()
         self._rows(said, table, left)
         ready = self._tokenizer() if not self.recipe.texts else None
         with ThreadPoolExecutor(1) as beside:
@@ -554,6 +578,49 @@ class Examination:
             self._warn(f"{count} training rows are few: expect little, and trust no small gain.")
         if self.recipe.labels:
             self._classes()
+        if self.compared:
+            self._comparisons()
+
+    @property
+    def compared(self) -> bool:
+        """Tell whether rows became pairs of answers."""
+        return "chosen" in self.used["train"].rows.column_names
+
+    def _keep_together(self) -> None:
+        """Keep all rated answers to a prompt in one split, as the recipe does."""
+        train, test = self.parts["train"], self.parts["test"]
+        if preferences.form_of(train.rows) not in ("ratings", "thumbs"):
+            return
+        rows = concatenate_datasets([train.rows, test.rows])
+        both = Part(rows, train.word, [*train.places, *test.places])
+        sides = preferences.together(rows, len(train.places))
+        for name, numbers in zip(("train", "test"), sides):
+            self.parts[name] = both.select(numbers)
+
+    def _comparisons(self) -> None:
+        """Tell of pairs what they may teach beside what is meant: length, and prompts by heart."""
+        train, test = (self.used[name] for name in ("train", "test"))
+        longer = preferences.length_bias(train.rows)
+        kept = preferences.unseen(train.rows, test.rows)
+        both = len(test.places) - len(kept)
+        prompts = len({str(one) for one in train.rows["prompt"]})
+        self.findings.add(
+            "Pairs",
+            f"{len(train.places)} training pairs of {prompts} prompts. The better answer is the "
+            f"longer one in {longer:.0%} of them (ties count half).",
+            f"{both} test pairs have a prompt that is trained on; the recipe drops those.",
+        )
+        if abs(longer - 0.5) > LENGTH_BIAS and len(train.places) >= FEW:
+            which = "longer" if longer > 0.5 else "shorter"
+            share = max(longer, 1 - longer)
+            self._warn(
+                f"The better answer is the {which} one in {share:.0%} of the pairs: the model may "
+                "learn length alone. Balance them, or compare lengths before and after."
+            )
+        if both:
+            self._warn(f"{both} of {len(test.places)} test pairs have a prompt that is trained on.")
+        if not kept:
+            raise data.DataError("Every prompt of the test split is in the train split too.")
 
     def _warn(self, sentence: str) -> None:
         self.findings.warnings.append(private.masked(sentence))
@@ -812,6 +879,8 @@ class Examination:
             blocks.append(f"One answer stands in {times} of {len(said)} rows.")
             self._warn(blocks[-1])
         part = self.used["train"]
+        if self.compared:  # each pair has two answers
+            short, empty = (sorted({n // 2 for n in found}) for found in (short, empty))
         if short:
             blocks.append(f"{len(short)} answers have one or two words ({part.at(short)}).")
         if empty:
@@ -842,8 +911,11 @@ class Examination:
 
     def _plan(self, tokens: Tokens, ready: tuple[Any, list[int], list[str], str, bool]) -> None:
         """Let the recipe's own cells plan its training with the rows that were labelled."""
-        tokenizer, _, _, path, pairs = ready
+        tokenizer, ends, _, path, pairs = ready
         rows = {"train": tokens.labelled}
+        if self.recipe.compares and not self.compared:
+            self.findings.add("Memory and time", "Not planned: the model makes the pairs itself.")
+            return
         given: dict[str, Any] = {
             "model_path": path,
             "tokenizer": tokenizer,
@@ -858,6 +930,10 @@ class Examination:
         }
         with heard([]):
             given["model_config"] = models.config_of(path)
+            if self.compared:
+                some = self.used["train"].rows.take(LABELLED)
+                labelled = of_pairs.label_pairs({"train": some}, tokenizer, ends, self.limit)
+                given |= {"trained": labelled["train"], "held": 0.0}
         self._planned(given)
 
     def _planned(self, given: dict[str, Any]) -> None:

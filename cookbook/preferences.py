@@ -1,0 +1,315 @@
+"""The forms in which people keep preferences, recognised and brought into pairs.
+
+That is TRL's: `prompt`, `chosen` and `rejected`, each a list of chat messages, both answers being
+one assistant turn. Ratings and thumbs become pairs where a prompt has answers of both kinds.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from datasets import Dataset, DatasetDict, Features, Json, concatenate_datasets
+
+from cookbook import forms
+from cookbook.files import DataError
+from cookbook.forms import Row, Turn
+
+BETTER_WORSE = (
+    ("chosen", "rejected"),
+    ("preferred_output", "non_preferred_output"),  # OpenAI's
+    ("chosen_response", "rejected_response"),
+    ("response_j", "response_k"),  # StackExchange's
+    ("preferred", "dispreferred"),
+    ("accepted", "rejected"),
+    ("better", "worse"),
+)
+ASKED = ("prompt", "instruction", "question", "query", "input", "messages", "conversations")
+SCORES = (  # of the two answers of a pair
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+)
+RATINGS = ("rating", "score", "stars", "overall_score", "ratings", "scores")
+THUMBS = ("label", "thumb", "thumbs", "feedback", "liked")
+UP = {"true", "1", "up", "good", "like", "yes", "positive", "thumbs_up", "thumbs up", "👍"}
+DOWN = {"false", "0", "-1", "down", "bad", "no", "negative", "dislike"}
+DOWN |= {"thumbs_down", "thumbs down", "👎"}
+SAME = "the two answers are the same, or were rated the same: a tie says nothing"
+SWAPPED = "the rejected answer has the higher score: are the two swapped?"
+ALONE = "no other answer to its prompt that was rated higher or lower"
+# Anthropic's: one string holds a whole conversation.
+_SPEAKER = re.compile(r"\n*\b(Human|Assistant): ")
+_WANTED = (
+    "needed are `chosen` and `rejected` (with `prompt`, or as whole conversations), or `prompt`, "
+    "`completion` and a `rating` or a `label`; or, where a program can check answers, `prompt` and "
+    "`answer`"
+)
+
+
+def pair_splits(splits: DatasetDict) -> DatasetDict:
+    """Return the splits `train` and `test` as pairs, in whatever form they are (see `as_pairs`).
+
+    No prompt is in both: a pair of the test split whose prompt is trained on is dropped. Of ratings
+    and thumbs all answers to a prompt go to the same split.
+    """
+    if form_of(splits["train"]) in ("ratings", "thumbs"):
+        splits = _kept_together(splits)
+    pairs = DatasetDict({name: as_pairs(rows, f"{name} split") for name, rows in splits.items()})
+    kept = unseen(pairs["train"], pairs["test"])
+    if both := len(pairs["test"]) - len(kept):
+        print(f"Dropped {both} pairs of the test split: their prompts are trained on.")
+    if not kept:
+        raise DataError(
+            "Every prompt of the test split is in the train split too, so a score would be of what "
+            "was learned by heart. Hold out pairs of other prompts."
+        )
+    pairs["test"] = pairs["test"].select(kept)
+    return pairs
+
+
+def unseen(train: Dataset, test: Dataset) -> list[int]:
+    """Return the numbers of the test pairs whose prompt no training pair has."""
+    known = {_key(prompt) for prompt in train["prompt"]}
+    return [n for n, prompt in enumerate(test["prompt"]) if _key(prompt) not in known]
+
+
+def form_of(rows: Dataset) -> str:
+    """Return which form rows have: pairs, ratings, thumbs, or problems; nothing for another.
+
+    Problems have a true answer and no others that could be compared with it.
+    """
+    columns = rows.column_names
+    if any({*both} <= {*columns} for both in BETTER_WORSE):
+        return "pairs"
+    if _named(columns, RATINGS):
+        return "ratings"
+    if (at := _named(columns, THUMBS)) and any(_thumb(one) is not None for one in rows[at][:20]):
+        return "thumbs"
+    worked = _named(columns, ("completion", "output", "solution", "response"))
+    with_results = bool(worked) and any("####" in str(one) for one in rows[worked][:20])
+    return "problems" if "answer" in columns or with_results else ""
+
+
+def as_pairs(rows: Dataset, name: str = "data") -> Dataset:
+    """Return rows with the columns `prompt`, `chosen` and `rejected`, lists of chat messages.
+
+    Columns of other names stay beside pairs. Rows that cannot be used are dropped and counted, each
+    reason with the numbers of its first rows; if none is left, or no form is recognised,
+    `DataError` says so.
+    """
+    found = form_of(rows)
+    if found in ("", "problems"):
+        raise DataError(
+            f"The {name} has the columns {', '.join(sorted(rows.column_names))}; {_WANTED}. "
+            'Name yours: COOKBOOK_COLUMNS="yours=chosen,another=rejected".'
+        )
+    print(f"The {name}: {len(rows)} rows of {found}.")
+    made, dropped = read(rows)
+    forms.report_dropped(dropped, name)
+    if not made:
+        raise DataError(f"The {name} has no usable row left; {_WANTED}.")
+    if found != "pairs":
+        print(f"They gave {len(made)} pairs of a better and a worse answer.")
+    features = Features(dict.fromkeys(made[0][1], Json()))
+    used = {*made[0][1], *forms.SYSTEM, *forms.TOOLS, *ASKED, *RATINGS, *THUMBS, "completion"}
+    used |= {one for both in (*BETTER_WORSE, *SCORES) for one in both}
+    rest = rows.select([place for place, _ in made])
+    rest = rest.remove_columns([one for one in rest.column_names if one in used])
+    columns = {one: [row[one] for _, row in made] for one in made[0][1]}
+    columns |= {one: list(rest[one]) for one in rest.column_names}
+    return Dataset.from_dict(columns, features=Features({**features, **rest.features}))
+
+
+def read(rows: Dataset) -> tuple[list[tuple[int, Row]], dict[str, list[int]]]:
+    """Return pairs, each with the place of its row, or of its better answer; and by reason the
+    numbers of the rows that are dropped, the first being 1.
+    """
+    dropped: dict[str, list[int]] = {}
+    kind: Callable[..., Iterator[tuple[int, Row]]] = _compared
+    if form_of(rows) == "pairs":
+        kind = _pairs
+    return list(kind(rows, dropped)), dropped
+
+
+def _pairs(rows: Dataset, dropped: dict[str, list[int]]) -> Iterator[tuple[int, Row]]:
+    """Yield each usable row's number and what it says: prompt, better and worse answer."""
+    better, worse = next(both for both in BETTER_WORSE if {*both} <= {*rows.column_names})
+    asked = _named(rows.column_names, ASKED)
+    scores = next((both for both in SCORES if {*both} <= {*rows.column_names}), None)
+    for place, row in enumerate(rows):
+        try:
+            chosen, tools = _talk(row, asked, row[better])
+            rejected, _ = _talk(row, asked, row[worse])
+            _check_pair(chosen, rejected, [row[one] for one in scores or ()])
+        except forms._Unusable as error:
+            dropped.setdefault(str(error), []).append(place + 1)
+            continue
+        made = {"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
+        yield place, made | tools
+
+
+def _check_pair(chosen: list[Turn], rejected: list[Turn], scores: list[Any]) -> None:
+    if chosen[:-1] != rejected[:-1]:
+        raise forms._Unusable("the two answers follow different conversations")
+    numbers = [float(one) for one in scores if isinstance(one, (int, float))]
+    if chosen == rejected or (len(numbers) == 2 and numbers[0] == numbers[1]):
+        raise forms._Unusable(SAME)
+    if len(numbers) == 2 and numbers[0] < numbers[1]:
+        raise forms._Unusable(SWAPPED)
+
+
+def _talk(row: Mapping[str, Any], asked: str, answer: Any) -> tuple[list[Turn], Row]:
+    """Return a row's turns up to one of its answers, which comes last, and its tools."""
+    beside = {one: row[one] for one in (*forms.SYSTEM, *forms.TOOLS) if one in row}
+    answer = forms._parsed(answer)
+    if isinstance(answer, dict) and forms._is_turn(answer):
+        answer = [answer]
+    if not asked or (isinstance(answer, str) and len(_SPEAKER.findall(answer)) > 1):
+        whole = _between_speakers(answer) if isinstance(answer, str) else answer
+        turns, _ = forms.conversation({"messages": whole} | beside, _WHOLE)
+    else:
+        prompt = forms._parsed(row[asked])
+        if isinstance(prompt, dict) and "messages" in prompt:  # OpenAI's
+            beside |= {one: prompt[one] for one in forms.TOOLS if prompt.get(one)}
+            prompt = prompt["messages"]
+        about = row.get("input") if asked == "instruction" else None
+        read = {"prompt": prompt, "completion": answer, "input": about} | beside
+        turns, _ = forms.conversation(read, _WITH_INPUT)
+    return turns, forms._tools(beside)
+
+
+def _between_speakers(text: str) -> list[Turn]:
+    """Return the turns of a text like "Human: a question Assistant: its answer"."""
+    parts = _SPEAKER.split(text)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [{"role": roles[who], "content": said} for who, said in zip(parts[1::2], parts[2::2])]
+
+
+_WHOLE = forms.recognise(Dataset.from_dict({"messages": [[{"role": "user", "content": "a"}]]}))[0]
+_WITH_INPUT = forms._pair("prompt", "completion", "input")
+
+
+def _compared(rows: Dataset, dropped: dict[str, list[int]]) -> Iterator[tuple[int, Row]]:
+    """Yield pairs of the best and the worst answer to each prompt, with the number of the best."""
+    asked = _named(rows.column_names, ASKED)
+    answered = _named(rows.column_names, ("completion", "response", "output", "answer"))
+    many = _named(rows.column_names, ("completions", "responses", "outputs", "answers"))
+    at = _named(rows.column_names, RATINGS if form_of(rows) == "ratings" else THUMBS)
+    if not asked or not (answered or many):
+        raise DataError(f"There is `{at}`, and no prompt or no answer that it is of; {_WANTED}.")
+    groups: dict[str, list[tuple[float, int, list[Turn], Row]]] = {}
+    for place, row in enumerate(rows):
+        try:
+            for answer, value in _rated(row, answered, many, at):
+                turns, tools = _talk(row, asked, answer)
+                groups.setdefault(_key(turns[:-1]), []).append((value, place, turns, tools))
+        except forms._Unusable as error:
+            dropped.setdefault(str(error), []).append(place + 1)
+    for rated in groups.values():
+        best, worst = (choose(rated, key=lambda one: one[0]) for choose in (max, min))
+        if best[0] == worst[0] or best[2] == worst[2]:
+            reason = ALONE if len(rated) == 1 else SAME
+            dropped.setdefault(reason, []).extend(one[1] + 1 for one in rated)
+            continue
+        made = {"prompt": best[2][:-1], "chosen": best[2][-1:], "rejected": worst[2][-1:]}
+        yield best[1], made | best[3]
+
+
+def _rated(
+    row: Mapping[str, Any], answered: str, many: str, at: str
+) -> Iterator[tuple[Any, float]]:
+    """Yield the answers of a row, each with its rating: one, or several in lists."""
+    if not many:
+        value = _rating(row[at])
+        if value is None:
+            raise forms._Unusable(f"no number, and neither up nor down, in {at}")
+        yield row[answered], value
+        return
+    answers, values = forms._parsed(row[many]), forms._parsed(row[at])
+    if not isinstance(answers, list) or not isinstance(values, list):
+        raise forms._Unusable(f"{many} and {at} are not lists")
+    if len(answers) != len(values):
+        raise forms._Unusable(f"{many} and {at} are not of one length")
+    for answer, one in zip(answers, values):
+        value = _rating(one)
+        if value is not None:
+            yield answer, value
+
+
+def _rating(value: Any) -> float | None:
+    """Return a rating as a number; thumbs are 1 and 0."""
+    try:
+        number = float(value if isinstance(value, (int, float)) else str(value))
+    except ValueError:
+        thumb = _thumb(value)
+        return None if thumb is None else float(thumb)
+    return number if math.isfinite(number) else None
+
+
+def _thumb(value: Any) -> bool | None:
+    said = str(value).strip().lower()
+    said = said.removesuffix(".0")
+    return True if said in UP else False if said in DOWN else None
+
+
+def _named(columns: list[str], names: tuple[str, ...]) -> str:
+    """Return the first of the names that is a column's, or nothing."""
+    return next((one for one in names if one in columns), "")
+
+
+def _key(prompt: list[Turn]) -> str:
+    return json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+
+
+def _kept_together(splits: DatasetDict) -> DatasetDict:
+    rows = concatenate_datasets([splits["train"], splits["test"]])
+    trained, held_out = together(rows, len(splits["train"]))
+    return DatasetDict(train=rows.select(trained), test=rows.select(held_out))
+
+
+def together(rows: Dataset, count: int) -> tuple[list[int], list[int]]:
+    """Return the numbers of rows to train and to test on, all answers to a prompt on one side.
+
+    Now the first `count` rows are the training split. A prompt goes where the answer is that comes
+    first in the alphabet: so a test split that was cut row by row keeps its size.
+    """
+    asked = _named(rows.column_names, ASKED)
+    if not asked:
+        return [*range(count)], [*range(count, len(rows))]
+    prompts = [json.dumps(one, sort_keys=True, default=str) for one in rows[asked]]
+    firsts: dict[str, tuple[str, bool]] = {}
+    for place, (prompt, row) in enumerate(zip(prompts, rows.remove_columns(asked))):
+        mine = json.dumps(row, sort_keys=True, default=str), place >= count
+        firsts[prompt] = min(firsts.get(prompt, mine), mine)
+    held_out = [n for n, prompt in enumerate(prompts) if firsts[prompt][1]]
+    trained = [n for n, prompt in enumerate(prompts) if not firsts[prompt][1]]
+    if not held_out or not trained:
+        return [*range(count)], [*range(count, len(rows))]
+    return trained, held_out
+
+
+def answers(pairs: Dataset) -> Dataset:
+    """Return pairs as conversations, two rows each: the better answer, and then the worse one."""
+    rows = [
+        {name: row[name] for name in ("prompt", "tools") if name in row} | {"completion": row[one]}
+        for row in pairs
+        for one in ("chosen", "rejected")
+    ]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, Json())))
+
+
+def length_bias(pairs: Dataset) -> float:
+    """Return the share of pairs whose better answer is the longer one, in characters."""
+
+    def size(turns: list[Turn]) -> int:
+        return len(str(turns[-1]["content"]))
+
+    longer = Counter(
+        (size(one) > size(other)) - (size(one) < size(other))
+        for one, other in zip(pairs["chosen"], pairs["rejected"])
+    )
+    return (longer[1] + longer[0] / 2) / len(pairs)

@@ -1,0 +1,272 @@
+"""Preferences in the forms in which people keep them become pairs, and pairs become token ids."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from cookbook import chat, data, pairs, preferences
+from cookbook.files import DataError
+from tests.unit import templates
+
+pytestmark = pytest.mark.unit
+
+Row = dict[str, Any]
+
+
+def turn(role: str, content: str) -> Row:
+    return {"role": role, "content": content}
+
+
+def gpt(content: str) -> Row:
+    return {"from": "gpt", "value": content}
+
+
+ASKED, GOOD, BAD = turn("user", "Why?"), turn("assistant", "Because."), turn("assistant", "No.")
+HELLO = [turn("user", "Hello."), turn("assistant", "Hello!")]
+SYSTEM = turn("system", "Be short.")
+CALL = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+
+# A row as people have it, and what it is: prompt, better and worse answer.
+FORMS: dict[str, tuple[Row, list[Row]]] = {
+    "text": ({"prompt": "Why?", "chosen": "Because.", "rejected": "No."}, [ASKED]),
+    "text and a system text": (
+        {"question": "Why?", "chosen": "Because.", "rejected": "No.", "system": "Be short."},
+        [SYSTEM, ASKED],
+    ),
+    "messages": ({"prompt": [ASKED], "chosen": [GOOD], "rejected": [BAD]}, [ASKED]),
+    "messages as JSON in a table": (
+        {"prompt": json.dumps([ASKED]), "chosen": json.dumps([GOOD]), "rejected": str([BAD])},
+        [ASKED],
+    ),
+    "whole conversations": (
+        {"chosen": [*HELLO, ASKED, GOOD], "rejected": [*HELLO, ASKED, BAD]},
+        [*HELLO, ASKED],
+    ),
+    "whole conversations beside the prompt": (
+        {"prompt": "Why?", "chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]},
+        [ASKED],
+    ),
+    "one string, as Anthropic's": (
+        {
+            name: f"\n\nHuman: Hello.\n\nAssistant: Hello!\n\nHuman: Why?\n\nAssistant: {said}"
+            for name, said in (("chosen", "Because."), ("rejected", "No."))
+        },
+        [*HELLO, ASKED],
+    ),
+    "OpenAI's": (
+        {
+            "input": {"messages": [SYSTEM, ASKED], "tools": [], "parallel_tool_calls": True},
+            "preferred_output": [GOOD],
+            "non_preferred_output": [BAD],
+        },
+        [SYSTEM, ASKED],
+    ),
+    "LLaMA-Factory's": (
+        {
+            "conversations": [{"from": "human", "value": "Why?"}],
+            "chosen": gpt("Because."),
+            "rejected": gpt("No."),
+        },
+        [ASKED],
+    ),
+    "Alpaca's with two answers": (
+        {"instruction": "Explain.", "input": "Why?", "chosen": "Because.", "rejected": "No."},
+        [turn("user", "Explain.\n\nWhy?")],
+    ),
+    "StackExchange's": (
+        {"question": "Why?", "response_j": "Because.", "response_k": "No.", "qid": 7},
+        [ASKED],
+    ),
+    "scores that agree": (
+        {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
+        | {"score_chosen": 9.0, "score_rejected": 2.0},
+        [ASKED],
+    ),
+    "answers and ratings in lists": (
+        {"prompt": "Why?", "responses": ["No.", "Hm.", "Because."], "ratings": [1, 3, 5]},
+        [ASKED],
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "prompt"), FORMS.values(), ids=list(FORMS))
+def test_a_form_is_read(row: Row, prompt: list[Row]) -> None:
+    (found,) = preferences.as_pairs(Dataset.from_list([row]))
+    assert found["prompt"] == prompt
+    assert found["chosen"] == [GOOD] and found["rejected"] == [BAD]
+
+
+RATED = {
+    "stars": ("stars", [5, 1, 3]),
+    "as text": ("rating", ["4.5", "1", " 2 "]),
+    "booleans": ("label", [True, False, False]),
+    "numbers": ("label", [1, 0, 0]),
+    "words": ("feedback", ["Good", "bad", "BAD"]),
+    "signs": ("thumb", ["\N{THUMBS UP SIGN}", "\N{THUMBS DOWN SIGN}", "\N{THUMBS DOWN SIGN}"]),
+}
+
+
+@pytest.mark.parametrize(("name", "values"), RATED.values(), ids=list(RATED))
+def test_ratings_and_thumbs_become_pairs(
+    name: str, values: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The best answer to a prompt against the worst; one alone, or a tie, gives nothing."""
+    rows = [
+        {"prompt": "Why?", "completion": said, name: value}
+        for said, value in zip(("Because.", "No.", "Hm."), values, strict=True)
+    ]
+    rows += [{"prompt": "How?", "completion": "So.", name: values[0]}]
+    rows += [{"prompt": "Who?", "completion": said, name: values[1]} for said in ("I.", "You.")]
+    (found,) = preferences.as_pairs(Dataset.from_list(rows))
+    assert found["prompt"] == [ASKED] and found["chosen"] == [GOOD]
+    assert found["rejected"][0]["content"] in ("No.", "Hm.")
+    printed = capsys.readouterr().out
+    assert f"Dropped 1 rows of the data: {preferences.ALONE} (row 4)." in printed
+    assert f"Dropped 2 rows of the data: {preferences.SAME} (rows 5, 6)." in printed
+
+
+@pytest.mark.parametrize("value", [None, "", "nan", float("nan"), "inf", "so so", [1]])
+def test_what_is_no_rating_is_dropped_and_counted(
+    value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"prompt": "Why?", "completion": said, "rating": json.dumps(one)}
+        for said, one in (("Because.", 5), ("No.", 1))
+    ]
+    rows.append({"prompt": "Why?", "completion": "Hm.", "rating": str(value)})
+    (found,) = preferences.as_pairs(Dataset.from_list(rows))
+    assert found["chosen"] == [GOOD] and found["rejected"] == [BAD]
+    assert "Dropped 1 rows of the data: no number, and neither up nor down" in (
+        capsys.readouterr().out
+    )
+    assert preferences._rating(value) is None
+
+
+DROPPED = {
+    "a tie": ({"chosen": " No. "}, preferences.SAME),
+    "scores that are equal": ({"score_chosen": 3, "score_rejected": 3}, preferences.SAME),
+    "swapped": ({"score_chosen": 1, "score_rejected": 4}, preferences.SWAPPED),
+    "an empty answer": ({"chosen": "  "}, "an empty turn"),
+    "a missing answer": ({"rejected": None}, "an empty turn"),
+    "no prompt": ({"prompt": ""}, "an empty turn"),
+    "another conversation": (
+        {"chosen": json.dumps([ASKED, GOOD]), "rejected": json.dumps([turn("user", "Who?"), BAD])},
+        "the two answers follow different conversations",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changed", "reason"), DROPPED.values(), ids=list(DROPPED))
+def test_what_says_nothing_is_dropped_and_counted(
+    changed: Row, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = {"score_chosen": 9, "score_rejected": 2}
+    right = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."} | scores
+    found = preferences.as_pairs(Dataset.from_list([right, right | changed]))
+    assert len(found) == 1
+    assert f"Dropped 1 rows of the data: {reason} (row 2)." in capsys.readouterr().out
+    with pytest.raises(DataError, match="no usable row left"):
+        preferences.as_pairs(Dataset.from_list([right | changed]))
+
+
+def test_other_columns_and_tools_stay() -> None:
+    row = {"prompt": "Why?", "chosen": "Because.", "rejected": "No.", "id": 7, "tools": CALL}
+    (found,) = preferences.as_pairs(Dataset.from_list([row]))
+    assert found["id"] == 7 and found["tools"] == CALL
+
+
+def test_what_is_needed_is_said() -> None:
+    with pytest.raises(DataError, match="`chosen` and `rejected`.*COOKBOOK_COLUMNS"):
+        preferences.as_pairs(Dataset.from_list([{"text": "Why?"}]))
+    with pytest.raises(DataError, match="no prompt or no answer"):
+        preferences.as_pairs(Dataset.from_list([{"completion": "Why?", "rating": 3}]))
+
+
+PROBLEMS = [{"prompt": "1+1?", "answer": "2"}, {"question": "1+1?", "output": "So.\n#### 2"}]
+
+
+@pytest.mark.parametrize("row", PROBLEMS)
+def test_problems_are_told_from_pairs(row: Row) -> None:
+    assert preferences.form_of(Dataset.from_list([row])) == "problems"
+    both = row | {"chosen": "a", "rejected": "b"}
+    assert preferences.form_of(Dataset.from_list([both])) == "pairs"
+    assert preferences.form_of(Dataset.from_list([{"prompt": "a", "completion": "b"}])) == ""
+
+
+def splits(train: list[Row], test: list[Row]) -> DatasetDict:
+    return DatasetDict(train=Dataset.from_list(train), test=Dataset.from_list(test))
+
+
+def test_no_prompt_is_in_both_splits(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"{n}?", "chosen": "a", "rejected": "b"} for n in range(4)]
+    found = preferences.pair_splits(splits(rows[:3], rows[2:]))
+    assert [one[0]["content"] for one in found["test"]["prompt"]] == ["3?"]
+    assert "Dropped 1 pairs of the test split" in capsys.readouterr().out
+    with pytest.raises(DataError, match="learned by heart"):
+        preferences.pair_splits(splits(rows, rows[:1]))
+
+
+def test_a_cut_does_not_part_the_answers_to_a_prompt(tmp_path: Path) -> None:
+    """Ratings have a row an answer, and a test split is cut row by row."""
+    words = "amber bridge candle desert engine forest garden harbor island jacket".split()
+    dice = random.Random(0)
+    rows = [
+        {"prompt": f"Number {n}?", "completion": " ".join(dice.choices(words, k=9)), "rating": k}
+        for n in range(50)
+        for k in range(4)
+    ]
+    path = tmp_path / "ratings.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    found = preferences.pair_splits(data.load_splits(str(path)))
+    asked = {name: [one[0]["content"] for one in rows["prompt"]] for name, rows in found.items()}
+    assert len(asked["train"]) + len(asked["test"]) == 50
+    assert len({*asked["train"], *asked["test"]}) == 50
+    assert 1 <= len(asked["test"]) <= 12
+
+
+@pytest.mark.parametrize("kind", templates.KINDS)
+def test_ids_are_those_of_the_answers(kind: str) -> None:
+    known = templates.KINDS[kind]
+    tokenizer = known.tokenizer()
+    rows = [
+        {"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": f"{n} or {n + 1}, or so"}
+        for n in range(4)
+    ]
+    found = preferences.as_pairs(Dataset.from_list(rows))
+    chat.fit_template(tokenizer, found.select_columns("prompt").take(1))
+    ends = chat.end_tokens(tokenizer)
+    made = pairs.label_pairs({"train": found}, tokenizer, ends, 256)["train"]
+    for row, want in zip(made, rows, strict=True):
+        for name in pairs.ANSWERS:
+            ids = row[f"{name}_ids"]
+            said = tokenizer.decode(ids)
+            assert said.endswith(known.end), said
+            assert want[name] in said
+        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)
+        assert row["prompt_ids"] == list(prompt["input_ids"])
+    sequence = pairs.in_one_sequence(made, "rejected")[0]
+    assert sequence["input_ids"] == made[0]["prompt_ids"] + made[0]["rejected_ids"]
+
+
+def test_a_pair_with_a_long_answer_goes_as_a_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = templates.KINDS["ChatML"].tokenizer() if "ChatML" in templates.KINDS else None
+    tokenizer = tokenizer or next(iter(templates.KINDS.values())).tokenizer()
+    rows = [{"prompt": "Why?", "chosen": "So.", "rejected": "So and so." * n} for n in (1, 90)]
+    found = preferences.as_pairs(Dataset.from_list(rows))
+    ends = chat.end_tokens(tokenizer)
+    made = pairs.label_pairs({"train": found}, tokenizer, ends, 64)["train"]
+    assert len(made) == 1
+    assert "Dropped 1 pairs of the train split over 64 tokens." in capsys.readouterr().out
+    with pytest.raises(DataError, match="COOKBOOK_MAX_LENGTH"):
+        pairs.label_pairs({"train": found.select([1])}, tokenizer, ends, 64)
+
+
+def test_length_bias_counts_ties_half() -> None:
+    rows = [("long one", "short"), ("long one", "short"), ("a", "long"), ("same", "size")]
+    found = Dataset.from_list([{"chosen": [turn("assistant", one)]} for one, _ in rows])
+    found = found.add_column("rejected", [[turn("assistant", other)] for _, other in rows])
+    assert preferences.length_bias(found) == pytest.approx(2.5 / 4)

@@ -61,8 +61,8 @@ def test_an_example_is_read_as_it_says(
     if preferences.form_of(rows) in ("pairs", "ratings", "thumbs"):
         pairs = preferences.as_pairs(rows, "train split")
         assert said in (printed := capsys.readouterr().out) and "Dropped" not in printed
-        columns = {"better": pairs["chosen"], "worse": pairs["rejected"]}
-        told = {one: " | ".join(a[0]["content"] for a in found) for one, found in columns.items()}
+        both = {"better": pairs["chosen"], "worse": pairs["rejected"]}
+        told = {one: " | ".join(a[0]["content"] for a in found) for one, found in both.items()}
         assert learned == [f"{one}: {texts}" for one, texts in told.items()]
         return
     rows = forms.as_conversations(rows, "train split")

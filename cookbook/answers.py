@@ -8,8 +8,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from cookbook.chat import IGNORED
-from cookbook.groups import _in_place
-from cookbook.training import output_layer_at
+from cookbook.evaluation import _pad
+from cookbook.groups import answer_logits, in_place
 
 if TYPE_CHECKING:
     from trl.trainer.utils import FusedCausalLMOutput
@@ -48,14 +48,12 @@ def _follow_prompts(labels: torch.Tensor, mask: torch.Tensor | None) -> bool:
     """Tell whether each row is a prompt, all of an answer, and padding: what can be taken apart."""
     if mask is None:
         return False
-    answers, real = labels != IGNORED, mask.bool()
-    ends = torch.diff(answers.int(), dim=1)
-    one_run = (ends == 1).sum(1).eq(1) & ~answers[:, 0]
-    to_the_end = ((ends == -1).sum(1) == 0) | (answers & real).sum(1).eq(
-        real.sum(1) - answers.int().argmax(1)
-    )
-    on_the_right = real[:, :-1].ge(real[:, 1:]).all(1)
-    return bool((one_run & to_the_end & on_the_right).all())
+    answers = labels != IGNORED
+    places = torch.arange(labels.shape[1], device=labels.device)
+    starts, ends = answers.int().argmax(1, keepdim=True), mask.sum(1, keepdim=True)
+    padded_on_the_right = mask.bool().equal(places < ends)
+    whole = answers.equal((places >= starts) & (places < ends))
+    return padded_on_the_right and whole and bool((starts > 0).all())
 
 
 def score_answers(
@@ -69,56 +67,32 @@ def score_answers(
     from trl.trainer.utils import FusedCausalLMOutput
 
     answers = labels != IGNORED
-    starts = answers.int().argmax(1).tolist()
-    counts = answers.sum(1).tolist()
+    starts, counts = answers.int().argmax(1).tolist(), answers.sum(1).tolist()
     rows = input_ids.tolist()
-    groups: dict[tuple[int, ...], int] = {}
-    place = [groups.setdefault(tuple(row[:at]), len(groups)) for row, at in zip(rows, starts)]
-    device, longest = input_ids.device, max(counts)
-    prompts = _padded([list(one) for one in groups], left=True).to(device)
-    prompt_mask = _padded([[1] * len(one) for one in groups], left=True).to(device)
-    ids = _padded([row[at : at + n] for row, at, n in zip(rows, starts, counts)]).to(device)
-    mask = _padded([[1] * n for n in counts]).to(device).bool()
-    at = torch.tensor(place, device=device)
-
-    last = torch.zeros_like(prompt_mask, dtype=torch.bool)
-    last[:, -1] = True
-    positions = (prompt_mask.cumsum(-1) - 1).clamp(min=0)
-    with output_layer_at(model, last):
-        read = model(
-            input_ids=prompts, attention_mask=prompt_mask, position_ids=positions, use_cache=True
+    # Prompts end, and answers begin, at one place in all rows.
+    prompts = [row[:start] for row, start in zip(rows, starts)]
+    said = [row[start : start + count] for row, start, count in zip(rows, starts, counts)]
+    ids, mask = (
+        torch.cat([_pad(before, 0, at=0), _pad(after, 0)], dim=1).to(input_ids.device)
+        for before, after in (
+            (prompts, said),
+            ([[1] * one for one in starts], [[1] * one for one in counts]),
         )
-    # The prompt's last position predicts an answer's first token; the others follow row by row.
-    parts, targets = [read.logits[at]], [ids[:, 0]]
-    if longest > 1:
-        read.past_key_values.batch_select_indices(at)
-        after = torch.tensor(starts, device=device)[:, None]
-        with output_layer_at(model, mask[:, 1:]):
-            rest = model(
-                input_ids=ids[:, :-1],
-                attention_mask=torch.cat([prompt_mask[at], mask[:, :-1].long()], dim=1),
-                position_ids=after + torch.arange(longest - 1, device=device),
-                past_key_values=read.past_key_values,
-                use_cache=True,
-            )
-        parts, targets = [*parts, rest.logits], [*targets, ids[:, 1:][mask[:, 1:]]]
-    logits, target = torch.cat(parts).float(), torch.cat(targets)
-    found = {"log_probs": -functional.cross_entropy(logits, target, reduction="none")}
+    )
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    logits, targets = answer_logits(model, ids, mask, max(counts), positions)
+    logits = logits.float()
+    found = {"log_probs": -functional.cross_entropy(logits, targets, reduction="none")}
     with torch.no_grad():
         found["entropy"] = torch.distributions.Categorical(logits=logits).entropy()
         found["mean_logits"] = logits.mean(-1)
-        found["is_top1"] = logits.argmax(-1) == target
+        found["is_top1"] = logits.argmax(-1) == targets
+    said_at = mask[:, -max(counts) :].bool()
     scored = {
         name: values.new_zeros(answers[:, 1:].shape).masked_scatter(
-            answers[:, 1:], _in_place(values, mask)[mask]
+            answers[:, 1:], in_place(values, said_at)[said_at]
         )
         for name, values in found.items()
     }
-    loss = -scored["log_probs"].sum() / mask.sum()
+    loss = -scored["log_probs"].sum() / answers.sum()
     return FusedCausalLMOutput(loss=loss, **scored)
-
-
-def _padded(rows: list[list[int]], left: bool = False) -> torch.Tensor:
-    longest = max(map(len, rows))
-    gaps = [[0] * (longest - len(row)) for row in rows]
-    return torch.tensor([[*gap, *row] if left else [*row, *gap] for row, gap in zip(rows, gaps)])

@@ -7,21 +7,17 @@ with and without, stands in each notebook under "Why it is fast".
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from transformers import PretrainedConfig, PreTrainedModel, Trainer
 
-from cookbook import answers
+from cookbook import answers, groups
 from cookbook.experts import has_experts
-from cookbook.groups import read_prompts_once
 from cookbook.memory import keep_freed_memory
 from cookbook.training import keep_4bit_layers_trainable, use_supervised_positions_loss
-
-if TYPE_CHECKING:
-    from trl.trainer.grpo_trainer import GRPOTrainer
 
 
 def attention() -> str | None:
@@ -107,23 +103,13 @@ def can_share_prompts(config: PretrainedConfig, recomputed: bool) -> bool:
     return _is_a_processors_training() and not recomputed and not has_experts(config)
 
 
-def share_prompts(trainer: "GRPOTrainer") -> None:
-    """Let GRPO read a prompt once for all its answers, where it can (`can_share_prompts`).
+def share_prompts(trainer: Any) -> None:
+    """Let GRPO, DPO or KTO read a prompt once for all its answers, where it can.
 
-    What is computed stays the same but for rounding: see `groups.read_prompts_once`.
+    See `can_share_prompts`. What is computed stays the same but for rounding: see
+    `read_prompts_once` of `groups`, and of `answers`.
     """
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     recomputed = bool(args.activation_checkpointing or args.gradient_checkpointing)
     if can_share_prompts(model.config, recomputed):
-        read_prompts_once(trainer)
-
-
-def share_prompts_of_pairs(trainer: Any) -> None:
-    """Let DPO or KTO read a prompt once for its answers, where it can (`can_share_prompts`).
-
-    What is computed stays the same but for rounding: see `answers.read_prompts_once`.
-    """
-    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
-    recomputed = bool(args.activation_checkpointing or args.gradient_checkpointing)
-    if can_share_prompts(model.config, recomputed):
-        answers.read_prompts_once(trainer)
+        (groups if hasattr(trainer, "reward_funcs") else answers).read_prompts_once(trainer)

@@ -1,4 +1,4 @@
-"""GRPO without reading a prompt once for each of its answers."""
+"""Prompts that are read once for all their answers: GRPO, and what `answers` makes of it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,12 +77,48 @@ def answer_log_probabilities(
     gradient, as in TRL.
     """
     mask = attention_mask[:, -length:].bool()
+    logits, targets = answer_logits(model, input_ids, attention_mask, length)
+    rows = torch.log_softmax(logits.float() / temperature, dim=-1)
+    chosen = rows.gather(-1, targets[:, None])[:, 0]
+    with torch.no_grad():
+        entropy = -(rows.exp() * rows).sum(-1)
+    return in_place(chosen, mask), in_place(entropy, mask)
+
+
+def answer_logits(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    length: int,
+    position_ids: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits (tokens, vocabulary) that predict answers, and those tokens (tokens,).
+
+    Answers are the last `length` places; see `answer_log_probabilities` for the shapes. First
+    tokens come first, then the others row by row, as `in_place` takes them. `position_ids` say
+    where rows' tokens stand; without them the model counts padding, too.
+    """
+    mask = attention_mask[:, -length:].bool()
     prompts, prompt_mask = input_ids[:, :-length], attention_mask[:, :-length]
     last = torch.zeros_like(prompt_mask, dtype=torch.bool)
     last[:, -1] = True
     place, first = _groups(prompts, prompt_mask)
+    of_prompts, of_answers = {}, {}
+    if position_ids is not None:
+        of_prompts["position_ids"] = position_ids[first, :-length]
+        of_answers["position_ids"] = position_ids[:, -length:-1]
     with output_layer_at(model, last[first]):
-        read = model(input_ids=prompts[first], attention_mask=prompt_mask[first], use_cache=True)
+        read = model(
+            input_ids=prompts[first],
+            attention_mask=prompt_mask[first],
+            use_cache=True,
+            **of_prompts,
+        )
+    # The prompt's last position predicts an answer's first token.
+    answers, begun = input_ids[:, -length:], mask[:, 0]
+    logits, targets = read.logits[place[begun]], answers[begun, 0]
+    if length == 1:
+        return logits, targets
     read.past_key_values.batch_select_indices(place)
     with output_layer_at(model, mask[:, 1:]):
         rest = model(
@@ -90,21 +126,12 @@ def answer_log_probabilities(
             attention_mask=attention_mask[:, :-1],
             past_key_values=read.past_key_values,
             use_cache=True,
+            **of_answers,
         )
-    # The prompt's last position predicts an answer's first token; the others follow row by row.
-    answers = input_ids[:, -length:]
-    begun = mask[:, 0]
-    rows = torch.log_softmax(
-        torch.cat([read.logits[place[begun]], rest.logits]).float() / temperature, dim=-1
-    )
-    targets = torch.cat([answers[begun, 0], answers[:, 1:][mask[:, 1:]]])
-    chosen = rows.gather(-1, targets[:, None])[:, 0]
-    with torch.no_grad():
-        entropy = -(rows.exp() * rows).sum(-1)
-    return _in_place(chosen, mask), _in_place(entropy, mask)
+    return torch.cat([logits, rest.logits]), torch.cat([targets, answers[:, 1:][mask[:, 1:]]])
 
 
-def _in_place(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def in_place(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Spread first tokens' values and then the others', row by row, over (batch, length)."""
     first, rest = mask[:, :1], mask[:, 1:]
     count = int(first.sum())

@@ -1,20 +1,20 @@
-"""Pairs of answers as token ids: checked, scored and planned."""
+"""Pairs of answers, and single ones with a thumb, as token ids: checked, scored and planned."""
 
 from collections.abc import Mapping, Sequence
 from statistics import mean
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cookbook import chat, evaluation
+from cookbook import chat, evaluation, forms
 from cookbook.chat import IGNORED
 from cookbook.data import DataError
 from cookbook.planner import Shape
 
 ANSWERS = ("chosen", "rejected")
+ONE = ("completion",)  # the answer of a row that has a thumb
 
 
 def label_pairs(
@@ -22,32 +22,35 @@ def label_pairs(
     tokenizer: PreTrainedTokenizerBase,
     end_of_turn: Sequence[int],
     max_length: int,
+    answers: Sequence[str] = ANSWERS,
 ) -> DatasetDict:
     """Add `prompt_ids`, `chosen_ids` and `rejected_ids`, which TRL's trainers take, to pairs.
 
-    Each answer gets the ids that the model has to generate after exactly the ids of its prompt, up
-    to the token that ends its turn: see `chat.supervise_answers`. Pairs with an answer that the
-    template refuses, or that end over `max_length` tokens, are dropped and counted: cut, an answer
-    would lose its end, and the shorter one of a pair would keep it.
+    With `answers=ONE` rows are single answers: `prompt_ids` and `completion_ids`. Each answer
+    gets the ids that the model has to generate after exactly the ids of its prompt, up to the token
+    that ends its turn: see `chat.supervise_answers`. Rows with an answer that the template refuses,
+    or that end over `max_length` tokens, are dropped and counted: cut, an answer would lose its
+    end, and the shorter one of a pair would keep it.
     """
     labelled = DatasetDict()
+    what = "pairs" if answers == ANSWERS else "answers"
     for name, rows in splits.items():
-        each = [_answers(rows, one, tokenizer, end_of_turn) for one in ANSWERS]
-        both = sorted({*each[0]} & {*each[1]})
-        same = [n for n in both if each[0][n][0] == each[1][n][0]]
-        short = [n for n in same if max(len(e[n][0] + e[n][1]) for e in each) <= max_length]
-        if over := len(same) - len(short):
-            print(f"Dropped {over} pairs of the {name} split over {max_length} tokens.")
+        each = [_answers(rows, one, tokenizer, end_of_turn) for one in answers]
+        both = sorted(set.intersection(*map(set, each)))
+        short = [n for n in both if max(len(e[n][0] + e[n][1]) for e in each) <= max_length]
+        if over := len(both) - len(short):
+            print(f"Dropped {over} {what} of the {name} split over {max_length} tokens.")
         if not short:
             raise DataError(
-                f"No pair of the {name} split has up to {max_length} tokens: raise `max_length` "
+                f"No row of the {name} split has up to {max_length} tokens: raise `max_length` "
                 "(COOKBOOK_MAX_LENGTH), or shorten the answers."
             )
         ids = {"prompt_ids": [each[0][n][0] for n in short]}
-        ids |= {f"{one}_ids": [found[n][1] for n in short] for one, found in zip(ANSWERS, each)}
-        kept = _beside(rows.select(short), ids, List(Value("int64")))
-        lengths = [f"{one} {mean(map(len, kept[f'{one}_ids'])):.0f}" for one in ANSWERS]
-        print(f"{name} {len(kept)} pairs; tokens of an answer: {', '.join(lengths)}")
+        ids |= {f"{one}_ids": [found[n][1] for n in short] for one, found in zip(answers, each)}
+        features = Features(dict.fromkeys(ids, List(Value("int64"))))
+        kept = forms._beside(ids, features, rows.select(short))
+        lengths = [f"{one} {mean(map(len, kept[f'{one}_ids'])):.0f}" for one in answers]
+        print(f"{name} {len(kept)} {what}; tokens of an answer: {', '.join(lengths)}")
         labelled[name] = kept
     return labelled
 
@@ -59,7 +62,8 @@ def _answers(
     names = {"prompt": "prompt", which: "completion", "tools": "tools"}
     talks = rows.select_columns([one for one in names if one in rows.features])
     talks = talks.rename_columns({one: names[one] for one in talks.column_names})
-    talks = _beside(talks, {"place": [*range(len(rows))]}, Value("int64"))
+    numbers = {"place": [*range(len(rows))]}
+    talks = forms._beside(numbers, Features({"place": Value("int64")}), talks)
     made = chat.supervise_answers(talks, tokenizer, ends, "last")
     chat.check_supervision(made, tokenizer, ends)
     found = {}
@@ -69,14 +73,24 @@ def _answers(
     return found
 
 
-def _beside(rows: Dataset, columns: dict[str, list[Any]], kind: Any) -> Dataset:
-    """Return rows with more columns; `add_column` knows none of JSON, so all are made anew."""
-    features = Features(rows.features | dict.fromkeys(columns, kind))
-    return Dataset.from_dict({one: list(rows[one]) for one in rows.features} | columns, features)
+def in_turns(rows: Dataset, batch_size: int, seed: int) -> Dataset:
+    """Return single answers in an order in which prompts, drawn by `seed`, take turns.
+
+    Of each `batch_size` rows the answers to one prompt are together, so that it is read once; and
+    the next row answers another prompt, where there is one.
+    """
+    rows = rows.shuffle(seed=seed)
+    by_prompt: dict[str, list[int]] = {}
+    for number, prompt in enumerate(rows["prompt"]):
+        by_prompt.setdefault(str(prompt), []).append(number)
+    turns = {number: turn for own in by_prompt.values() for turn, number in enumerate(own)}
+    order = [*turns]
+    batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+    return rows.select([n for batch in batches for n in sorted(batch, key=lambda n: turns[n])])
 
 
-def in_one_sequence(pairs: Dataset, which: str = "chosen") -> Dataset:
-    """Return one answer of each pair after its prompt, as `input_ids` and `labels`."""
+def in_one_sequence(pairs: Dataset, which: str) -> Dataset:
+    """Return one answer of each row after its prompt, as `input_ids` and `labels`."""
     both = list(zip(pairs["prompt_ids"], pairs[f"{which}_ids"]))
     return Dataset.from_dict(
         {
@@ -89,25 +103,30 @@ def in_one_sequence(pairs: Dataset, which: str = "chosen") -> Dataset:
 def log_probabilities(model: PreTrainedModel, pairs: Dataset, batch_size: int) -> torch.Tensor:
     """Return the log-probability of each pair's two answers, in nats: (pairs, 2), chosen first.
 
-    That of an answer is the sum over its tokens.
+    That of an answer is the sum over its tokens. Of single answers: (answers, 1).
     """
-    rows = concatenate_datasets([in_one_sequence(pairs, one) for one in ANSWERS])
+    answers = ANSWERS if "chosen_ids" in pairs.column_names else ONE
+    rows = concatenate_datasets([in_one_sequence(pairs, one) for one in answers])
     found = torch.tensor(evaluation.log_probabilities(model, rows, batch_size))
-    return found.reshape(2, len(pairs)).T
+    return found.reshape(len(answers), len(pairs)).T
 
 
 def shapes(pairs: Dataset, settings: SimpleNamespace, shared: bool) -> tuple[Shape, Shape]:
-    """Return the longest and the typical micro-batch of pairs, for a plan.
+    """Return the longest and the typical micro-batch of pairs, or of single answers, for a plan.
 
-    `shared` tells whether a prompt is read once for both answers (`cpu.share_prompts_of_pairs`).
+    `shared` tells whether a prompt is read once for its answers (`cpu.share_prompts`).
     """
+    names = [f"{one}_ids" for one in (*ANSWERS, *ONE) if f"{one}_ids" in pairs.features]
     prompts = [len(ids) for ids in pairs["prompt_ids"]]
-    answers = [max(map(len, both)) for both in zip(pairs["chosen_ids"], pairs["rejected_ids"])]
-    rows = settings.per_device_train_batch_size
+    answers = [max(map(len, each)) for each in zip(*(pairs[one] for one in names))]
+    rows, each = settings.per_device_train_batch_size * len(names), len(names)
+    if each == 1:  # as many answers to a prompt as a micro-batch has
+        ids = [*map(str, pairs["prompt_ids"])]
+        each = round(len(ids) / sum(len({*ids[at : at + rows]}) for at in range(0, len(ids), rows)))
 
     def shape(prompt: int, answer: int) -> Shape:
-        if shared:
-            return Shape(rows, prompt, answer, answers=2)
-        return Shape(2 * rows, prompt + answer, answer)
+        if shared and each > 1:
+            return Shape(rows // each, prompt, answer, each)
+        return Shape(rows, prompt + answer, answer)
 
     return shape(max(prompts), max(answers)), shape(round(mean(prompts)), round(mean(answers)))

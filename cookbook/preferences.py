@@ -1,7 +1,8 @@
-"""The forms in which people keep preferences, recognised and brought into pairs.
+"""The forms in which people keep preferences, recognised and brought into TRL's two.
 
-That is TRL's: `prompt`, `chosen` and `rejected`, each a list of chat messages, both answers being
-one assistant turn. Ratings and thumbs become pairs where a prompt has answers of both kinds.
+Pairs are `prompt`, `chosen` and `rejected`, each a list of chat messages, both answers being one
+assistant turn. Single answers are `prompt`, `completion` and a `label`, true for a thumb up.
+Ratings and thumbs become pairs where a prompt has answers of both kinds; pairs become two answers.
 """
 
 import json
@@ -11,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, Json, concatenate_datasets
+from datasets import Dataset, DatasetDict, Features, Json, Value, concatenate_datasets
 
 from cookbook import forms
 from cookbook.files import DataError
@@ -40,8 +41,9 @@ DOWN |= {"thumbs_down", "thumbs down", "👎"}
 SAME = "the two answers are the same, or were rated the same: a tie says nothing"
 SWAPPED = "the rejected answer has the higher score: are the two swapped?"
 ALONE = "no other answer to its prompt that was rated higher or lower"
+MIDDLE = "rated in the middle: neither up nor down"
 # Anthropic's: one string holds a whole conversation.
-_SPEAKER = re.compile(r"\n*\b(Human|Assistant): ")
+_SPEAKER = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant): ")
 _WANTED = (
     "needed are `chosen` and `rejected` (with `prompt`, or as whole conversations), or `prompt`, "
     "`completion` and a `rating` or a `label`; or, where a program can check answers, `prompt` and "
@@ -55,25 +57,55 @@ def pair_splits(splits: DatasetDict) -> DatasetDict:
     No prompt is in both: a pair of the test split whose prompt is trained on is dropped. Of ratings
     and thumbs all answers to a prompt go to the same split.
     """
+    return _apart(splits, as_pairs)
+
+
+def thumb_splits(splits: DatasetDict) -> DatasetDict:
+    """Return the splits `train` and `test` as single answers with thumbs (see `as_thumbs`).
+
+    No prompt is in both, as in `pair_splits`. Raises `DataError` where all training answers have
+    the same thumb.
+    """
+    middle = middle_of(splits["train"])
+    thumbs = _apart(splits, lambda rows, name: as_thumbs(rows, name, middle))
+    check_both_kinds(thumbs["train"])
+    return thumbs
+
+
+def check_both_kinds(thumbs: Dataset) -> None:
+    """Raise `DataError` where all answers have the same thumb."""
+    if len({*thumbs["label"]}) < 2:
+        only = "up" if thumbs["label"][0] else "down"
+        raise DataError(
+            f"All training answers have a thumb {only}, and what is better can only be learned "
+            "from both kinds. With good answers alone, fine-tune on them: 03-Instruction-Tuning."
+        )
+
+
+def _apart(splits: DatasetDict, read_as: Callable[[Dataset, str], Dataset]) -> DatasetDict:
     if form_of(splits["train"]) in ("ratings", "thumbs"):
         splits = _kept_together(splits)
-    pairs = DatasetDict({name: as_pairs(rows, f"{name} split") for name, rows in splits.items()})
-    kept = unseen(pairs["train"], pairs["test"])
-    if both := len(pairs["test"]) - len(kept):
-        print(f"Dropped {both} pairs of the test split: their prompts are trained on.")
+    made = DatasetDict({name: read_as(rows, f"{name} split") for name, rows in splits.items()})
+    kept = unseen(made["train"], made["test"])
+    if both := len(made["test"]) - len(kept):
+        print(f"Dropped {both} rows of the test split: their prompts are trained on.")
+    made["test"] = made["test"].select(kept)
+    return made
+
+
+def unseen(train: Dataset, test: Dataset) -> list[int]:
+    """Return the numbers of the test rows whose prompt no training row has.
+
+    Raises `DataError` where there is none.
+    """
+    known = {_key(prompt) for prompt in train["prompt"]}
+    kept = [n for n, prompt in enumerate(test["prompt"]) if _key(prompt) not in known]
     if not kept:
         raise DataError(
             "Every prompt of the test split is in the train split too, so a score would be of what "
             "was learned by heart. Hold out pairs of other prompts."
         )
-    pairs["test"] = pairs["test"].select(kept)
-    return pairs
-
-
-def unseen(train: Dataset, test: Dataset) -> list[int]:
-    """Return the numbers of the test pairs whose prompt no training pair has."""
-    known = {_key(prompt) for prompt in train["prompt"]}
-    return [n for n, prompt in enumerate(test["prompt"]) if _key(prompt) not in known]
+    return kept
 
 
 def form_of(rows: Dataset) -> str:
@@ -100,6 +132,35 @@ def as_pairs(rows: Dataset, name: str = "data") -> Dataset:
     reason with the numbers of its first rows; if none is left, or no form is recognised,
     `DataError` says so.
     """
+    return read(rows, name)[0]
+
+
+def as_thumbs(rows: Dataset, name: str = "data", middle: float | None = None) -> Dataset:
+    """Return rows with `prompt` and `completion`, chat messages, and `label`, true for a thumb up.
+
+    A pair becomes two rows. A rating over the `middle` is a thumb up, one under it a thumb down;
+    None takes that of these rows (see `middle_of`). What is dropped is told as by `as_pairs`.
+    """
+    return read(rows, name, middle_of(rows) if middle is None else middle)[0]
+
+
+def middle_of(rows: Dataset) -> float:
+    """Return the middle between the lowest and the highest rating of rows; of thumbs, 0.5."""
+    if form_of(rows) != "ratings":
+        return 0.5
+    found = rows[_named(rows.column_names, RATINGS)]
+    every = [one for at in found for one in (at if isinstance(at, list) else [at])]
+    numbers = [value for one in every if (value := _rating(one)) is not None]
+    return (min(numbers) + max(numbers)) / 2 if numbers else 0.5
+
+
+def read(
+    rows: Dataset, name: str, middle: float | None = None
+) -> tuple[Dataset, dict[str, list[int]]]:
+    """Return rows as pairs, and by reason the numbers of dropped rows, the first being 1.
+
+    With a `middle` rows are single answers: what `as_thumbs` returns.
+    """
     found = form_of(rows)
     if found in ("", "problems"):
         raise DataError(
@@ -107,31 +168,29 @@ def as_pairs(rows: Dataset, name: str = "data") -> Dataset:
             'Name yours: COOKBOOK_COLUMNS="yours=chosen,another=rejected".'
         )
     print(f"The {name}: {len(rows)} rows of {found}.")
-    made, dropped = read(rows)
+    if found == "ratings" and middle is not None:
+        print(f"Ratings over {middle:g} are taken as a thumb up, under it as a thumb down.")
+    dropped: dict[str, list[int]] = {}
+    taken = _pairs(rows, dropped) if found == "pairs" else _compared(rows, found, dropped)
+    if middle is not None:
+        taken = _apiece(taken) if found == "pairs" else _judged(rows, found, dropped, middle)
+    made = [*taken]
     forms.report_dropped(dropped, name)
     if not made:
         raise DataError(f"The {name} has no usable row left; {_WANTED}.")
-    if found != "pairs":
+    if middle is not None:
+        up = sum(row["label"] for _, row in made)
+        print(f"They are {up} answers with a thumb up, and {len(made) - up} with a thumb down.")
+    elif found != "pairs":
         print(f"They gave {len(made)} pairs of a better and a worse answer.")
-    features = Features(dict.fromkeys(made[0][1], Json()))
-    used = {*made[0][1], *forms.SYSTEM, *forms.TOOLS, *ASKED, *RATINGS, *THUMBS, "completion"}
+    names = [*made[0][1]]
+    features = Features({one: Value("bool") if one == "label" else Json() for one in names})
+    used = {*names, *forms.SYSTEM, *forms.TOOLS, *ASKED, *RATINGS, *THUMBS, "completion"}
     used |= {one for both in (*BETTER_WORSE, *SCORES) for one in both}
     rest = rows.select([place for place, _ in made])
     rest = rest.remove_columns([one for one in rest.column_names if one in used])
-    columns = {one: [row[one] for _, row in made] for one in made[0][1]}
-    columns |= {one: list(rest[one]) for one in rest.column_names}
-    return Dataset.from_dict(columns, features=Features({**features, **rest.features}))
-
-
-def read(rows: Dataset) -> tuple[list[tuple[int, Row]], dict[str, list[int]]]:
-    """Return pairs, each with the place of its row, or of its better answer; and by reason the
-    numbers of the rows that are dropped, the first being 1.
-    """
-    dropped: dict[str, list[int]] = {}
-    kind: Callable[..., Iterator[tuple[int, Row]]] = _compared
-    if form_of(rows) == "pairs":
-        kind = _pairs
-    return list(kind(rows, dropped)), dropped
+    columns = {one: [row[one] for _, row in made] for one in names}
+    return forms._beside(columns, features, rest), dropped
 
 
 def _pairs(rows: Dataset, dropped: dict[str, list[int]]) -> Iterator[tuple[int, Row]]:
@@ -167,7 +226,7 @@ def _talk(row: Mapping[str, Any], asked: str, answer: Any) -> tuple[list[Turn], 
     answer = forms._parsed(answer)
     if isinstance(answer, dict) and forms._is_turn(answer):
         answer = [answer]
-    if not asked or (isinstance(answer, str) and len(_SPEAKER.findall(answer)) > 1):
+    if not asked:  # the answer is the whole conversation
         whole = _between_speakers(answer) if isinstance(answer, str) else answer
         turns, _ = forms.conversation({"messages": whole} | beside, _WHOLE)
     else:
@@ -188,26 +247,35 @@ def _between_speakers(text: str) -> list[Turn]:
     return [{"role": roles[who], "content": said} for who, said in zip(parts[1::2], parts[2::2])]
 
 
-_WHOLE = forms.recognise(Dataset.from_dict({"messages": [[{"role": "user", "content": "a"}]]}))[0]
+_WHOLE = forms.Form("messages", ("messages",), lambda row: forms._with_system(row, row["messages"]))
 _WITH_INPUT = forms._pair("prompt", "completion", "input")
 
 
-def _compared(rows: Dataset, dropped: dict[str, list[int]]) -> Iterator[tuple[int, Row]]:
+def _apiece(pairs: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
+    """Yield both answers of each pair by themselves, the better one with a thumb up."""
+    for place, row in pairs:
+        beside = {one: row[one] for one in row if one not in ("chosen", "rejected")}
+        for which in ("chosen", "rejected"):
+            yield place, beside | {"completion": row[which], "label": which == "chosen"}
+
+
+def _judged(
+    rows: Dataset, form: str, dropped: dict[str, list[int]], middle: float
+) -> Iterator[tuple[int, Row]]:
+    """Yield each answer by itself, with a thumb up where it is rated over the middle."""
+    for place, value, turns, tools in _every_answer(rows, form, dropped):
+        if value == middle:
+            dropped.setdefault(MIDDLE, []).append(place + 1)
+            continue
+        made = {"prompt": turns[:-1], "completion": turns[-1:], "label": value > middle}
+        yield place, made | tools
+
+
+def _compared(rows: Dataset, form: str, dropped: dict[str, list[int]]) -> Iterator[tuple[int, Row]]:
     """Yield pairs of the best and the worst answer to each prompt, with the number of the best."""
-    asked = _named(rows.column_names, ASKED)
-    answered = _named(rows.column_names, ("completion", "response", "output", "answer"))
-    many = _named(rows.column_names, ("completions", "responses", "outputs", "answers"))
-    at = _named(rows.column_names, RATINGS if form_of(rows) == "ratings" else THUMBS)
-    if not asked or not (answered or many):
-        raise DataError(f"There is `{at}`, and no prompt or no answer that it is of; {_WANTED}.")
     groups: dict[str, list[tuple[float, int, list[Turn], Row]]] = {}
-    for place, row in enumerate(rows):
-        try:
-            for answer, value in _rated(row, answered, many, at):
-                turns, tools = _talk(row, asked, answer)
-                groups.setdefault(_key(turns[:-1]), []).append((value, place, turns, tools))
-        except forms._Unusable as error:
-            dropped.setdefault(str(error), []).append(place + 1)
+    for place, value, turns, tools in _every_answer(rows, form, dropped):
+        groups.setdefault(_key(turns[:-1]), []).append((value, place, turns, tools))
     for rated in groups.values():
         best, worst = (choose(rated, key=lambda one: one[0]) for choose in (max, min))
         if best[0] == worst[0] or best[2] == worst[2]:
@@ -216,6 +284,25 @@ def _compared(rows: Dataset, dropped: dict[str, list[int]]) -> Iterator[tuple[in
             continue
         made = {"prompt": best[2][:-1], "chosen": best[2][-1:], "rejected": worst[2][-1:]}
         yield best[1], made | best[3]
+
+
+def _every_answer(
+    rows: Dataset, form: str, dropped: dict[str, list[int]]
+) -> Iterator[tuple[int, float, list[Turn], Row]]:
+    """Yield each usable answer: its row's number, its rating, the turns up to it, and tools."""
+    asked = _named(rows.column_names, ASKED)
+    answered = _named(rows.column_names, ("completion", "response", "output", "answer"))
+    many = _named(rows.column_names, ("completions", "responses", "outputs", "answers"))
+    at = _named(rows.column_names, RATINGS if form == "ratings" else THUMBS)
+    if not asked or not (answered or many):
+        raise DataError(f"There is `{at}`, and no prompt or no answer that it is of; {_WANTED}.")
+    for place, row in enumerate(rows):
+        try:
+            for answer, value in _rated(row, answered, many, at):
+                turns, tools = _talk(row, asked, answer)
+                yield place, value, turns, tools
+        except forms._Unusable as error:
+            dropped.setdefault(str(error), []).append(place + 1)
 
 
 def _rated(

@@ -44,6 +44,7 @@ GIVEN: tuple[Place, ...] = (
     ("cookbook.hub", "_model"),
     ("cookbook.models", "_given_model"),
     ("cookbook.preferences", "pair_splits"),
+    ("cookbook.preferences", "thumb_splits"),
     ("cookbook.profiles", "_named"),
 )
 _SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENCODING, tokenize.ENDMARKER}

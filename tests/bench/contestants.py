@@ -12,13 +12,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -34,18 +35,23 @@ from transformers import (
     default_data_collator,
     set_seed,
 )
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from cookbook import chat, groups, memory, models, training
+from cookbook import answers, chat, groups, memory, models, pairs, training
 from tests.bench import rows
 from tests.bench.meter import Meter
 from tests.bench.works import WITHOUT, Work
 
 SEED = 0
 SHORT = 256  # tokens; up to here the plain attention's backward pass is the faster one on a CPU
+BETA = 1.0  # of DPO: what the recipe weighs going far away with
+# Where autocast casts alone: not in GRPO, whose answers are sampled outside of it.
+CASTS_ONCE = ("lora", "qlora", "dpo")
 HALVES = 2  # micro-batches of a step where a whole one would need more memory than the default
 WARM = "BENCH_WARMED_UP"  # the folder of the model that GRPO goes on from
 GPT2: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 128, "n_positions": 128}
@@ -126,6 +132,7 @@ def load(work: Work, attn_implementation: str | None = None, without: str = "") 
 
 def _common(work: Work, folder: str, order: str | None) -> dict[str, Any]:
     """Return what is no contestant's choice: the work, and what is switched off to time it."""
+    order = order or work.order
     chosen = {"train_sampling_strategy": order} if order else {}
     return {
         "output_dir": folder,
@@ -166,6 +173,12 @@ def defaults(work: Work, folder: str, order: str | None) -> tuple[Any, int]:
     if work.kind == "seq2seq":
         arguments = Seq2SeqTrainingArguments(**common, **whole)
         return _seq2seq(work, load(work), arguments), 1
+    if work.kind == "dpo":
+        given = rows.preferences(work)
+        compared = _dpo(work, load(work).float(), DPOConfig(**common, **whole, beta=BETA), given)
+        if work.rows == "documents":  # TRL's own tokens have the line feed after a turn, too
+            compared.train_dataset = given.select_columns(rows.PAIR_IDS)
+        return compared, 1
     given = rows.supervised(work) if work.rows == "documents" else rows.fitting_conversations(work)
     trainer = SFTTrainer(
         # A float32 base under autocast, which is how transformers trains all weights, for both.
@@ -192,13 +205,21 @@ def ours(work: Work, folder: str, order: str | None, without: str = "") -> tuple
     common |= {"dataloader_pin_memory": False}
     parts = HALVES if work.examples_per_step % HALVES == 0 else 1
     if work.kind == "grpo":
-        model = get_peft_model(model, lora(work))
-        training.train_in_float32(model)
+        model = _adapted(work, model)
         common |= _answers() | {"activation_checkpointing": False}
         sampling = _grpo(work, model, GRPOConfig(**common | _batches(work, 1)))
         if without != "shared-prompts":
             groups.read_prompts_once(sampling)
         return sampling, 1
+    if work.kind == "dpo":
+        model = _adapted(work, model)
+        common |= {"activation_checkpointing": False, "max_length": None, "beta": BETA}
+        given = rows.preferences(work)
+        compared = _dpo(work, model, DPOConfig(**common, **_batches(work, 1)), given)
+        compared.train_dataset = given.select_columns(rows.PAIR_IDS)
+        if without != "shared-prompts":
+            answers.read_prompts_once(compared)
+        return compared, 1
     if work.kind == "pretrain":
         arguments = TrainingArguments(**common, **_batches(work, 1))
         return Trainer(model, arguments, train_dataset=rows.blocks(work)), 1
@@ -206,10 +227,10 @@ def ours(work: Work, folder: str, order: str | None, without: str = "") -> tuple
         common.setdefault("train_sampling_strategy", "group_by_length")
     if work.kind == "seq2seq":
         arguments = Seq2SeqTrainingArguments(**common, **_batches(work, parts))
-        pairs = _seq2seq(work, model, arguments)
+        summarizing = _seq2seq(work, model, arguments)
         # The loss of the step, not a sum of its parts' means.
-        training.use_supervised_positions_loss(pairs)
-        return pairs, parts
+        training.use_supervised_positions_loss(summarizing)
+        return summarizing, parts
     if work.kind == "qlora":
         training.keep_4bit_layers_trainable(model)
     trainer = SFTTrainer(
@@ -235,7 +256,7 @@ def _seq2seq(work: Work, model: Any, arguments: Seq2SeqTrainingArguments) -> Seq
     return Seq2SeqTrainer(
         model,
         arguments,
-        train_dataset=rows.pairs(work),
+        train_dataset=rows.summaries(work),
         data_collator=DataCollatorForSeq2Seq(words, model=model),
         processing_class=words,
     )
@@ -266,6 +287,47 @@ def _grpo(work: Work, model: Any, arguments: GRPOConfig) -> GRPOTrainer:
     )
 
 
+def _adapted(work: Work, model: Any) -> Any:
+    """Return a model with the adapters that all contestants start from, in float32."""
+    set_seed(SEED)
+    model = get_peft_model(model, lora(work))
+    training.train_in_float32(model)
+    return model
+
+
+def _dpo(work: Work, model: Any, arguments: DPOConfig, given: Dataset) -> DPOTrainer:
+    return DPOTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=given.select_columns(rows.MESSAGES),
+        processing_class=rows.tokenizer(),
+        peft_config=None if hasattr(model, "peft_config") else lora(work),
+    )
+
+
+def read_reference_first(trainer: Any, meter: Meter) -> None:
+    """Compute the reference's log-probabilities of all pairs before the training.
+
+    With `precompute_ref_log_probs` TRL does so in its constructor, of token ids of its own and
+    before prompts can be shared; so it is done here, with the same batches. Rows come in order, so
+    that a batch is a step's: its seconds are counted to that step, those of the warm-up's to it.
+    """
+    found: Dataset = trainer.train_dataset
+    size = trainer.args.per_device_train_batch_size
+    seen: list[list[float]] = [[], []]
+    for start in range(0, len(found), size):
+        begun = time.time()
+        batch = trainer.data_collator(found.select(range(start, start + size)).to_list())
+        both = trainer.compute_ref_log_probs(trainer.model, batch)
+        for values, more in zip(seen, both):
+            values += more.tolist()
+        meter.earlier.append(time.time() - begun)
+    for name, values in zip(pairs.ANSWERS, seen):
+        found = found.add_column(f"ref_{name}_logps", values)
+    trainer.train_dataset = found
+    trainer.precompute_ref_logps = True
+
+
 def train(contestant: str, work: Work, meter: Meter, order: str | None) -> tuple[Any, int]:
     """Train with a contestant's trainer; return (model, micro-batches a step)."""
     without = contestant.removeprefix(WITHOUT) if contestant.startswith(WITHOUT) else ""
@@ -274,14 +336,16 @@ def train(contestant: str, work: Work, meter: Meter, order: str | None) -> tuple
             trainer, parts = defaults(work, folder, order)
         else:
             trainer, parts = ours(work, folder, order, without)
-        if work.kind == "grpo":
-            parts = 1  # the trainer's own count is one number a step
-        else:
-            trainer.data_collator = meter.counted(trainer.data_collator)
         trainer.add_callback(_Timed(meter))
-        lean = contestant != "defaults" and work.kind in ("lora", "qlora")
+        lean = contestant != "defaults" and work.kind in CASTS_ONCE
         lean = lean and without != "lean-casts"
         with disable_input_dtype_casting(trainer.model) if lean else nullcontext():
+            if without == "reference-in-step":
+                read_reference_first(trainer, meter)
+            if work.kind == "grpo":
+                parts = 1  # the trainer's own count is one number a step
+            else:
+                trainer.data_collator = meter.counted(trainer.data_collator)
             trainer.train()
         return trainer.model, parts
 
@@ -290,19 +354,18 @@ def bare(work: Work, meter: Meter, order: str | None) -> Any:
     """Train in a plain loop; return (model, micro-batches a step)."""
     memory.keep_freed_memory()
     model = load(work, attention(work))
-    if work.kind in ("lora", "qlora"):
-        model = get_peft_model(model, lora(work))
+    if work.kind in CASTS_ONCE:
         training.keep_4bit_layers_trainable(model)
-        training.train_in_float32(model)
+        model = _adapted(work, model)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=work.learning_rate, weight_decay=0.0, fused=True)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, work.steps)
-    parts = 1 if work.kind == "pretrain" else HALVES
-    lean = disable_input_dtype_casting if work.kind in ("lora", "qlora") else nullcontext
+    parts = 1 if work.kind in ("pretrain", "dpo") else HALVES
+    lean = disable_input_dtype_casting if work.kind in CASTS_ONCE else nullcontext
     model.train()
     for step in _steps(work, model, meter, parts, order):
         meter.begin_step()
-        count = sum(int((batch["labels"] != chat.IGNORED).sum()) for batch in step)
+        count = sum(_summed(work, batch) for batch in step)
         total = 0.0
         for batch in step:
             with lean(model):
@@ -318,10 +381,50 @@ def bare(work: Work, meter: Meter, order: str | None) -> Any:
     return model, parts
 
 
-def _loss(work: Work, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def _summed(work: Work, batch: dict[str, Any]) -> int:
+    """Return what the sum of a batch's losses is divided by: its pairs, or supervised tokens."""
+    if work.kind == "dpo":
+        return len(batch["input_ids"]) // len(pairs.ANSWERS)
+    return int((batch["labels"] != chat.IGNORED).sum())
+
+
+def _loss(work: Work, model: Any, batch: dict[str, Any]) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16, enabled=work.precision == "bfloat16"):
+        if work.kind == "dpo":
+            with torch.no_grad(), model.disable_adapter():  # it began at zero
+                reference = _gaps(model, batch)
+            return -functional.logsigmoid(BETA * (_gaps(model, batch) - reference)).sum()
         logits, targets = training.supervised_logits(model, batch)
     return functional.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def _gaps(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+    """Return by how many nats the better answer of each pair is likelier than the other."""
+    ids, mask, length = (batch[name] for name in ("input_ids", "attention_mask", "length"))
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    logits, targets = groups.answer_logits(model, ids, mask, length, positions)
+    log_probs = -functional.cross_entropy(logits.float(), targets, reduction="none")
+    chosen, rejected = groups.in_place(log_probs, mask[:, -length:].bool()).sum(1).chunk(2)
+    return chosen - rejected
+
+
+def collate_pairs(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return better and then worse answers, each after its prompt; answers begin at one place."""
+    prompts = [row["prompt_ids"] for row in examples] * len(pairs.ANSWERS)
+    said = [row[f"{one}_ids"] for one in pairs.ANSWERS for row in examples]
+    ids, mask = (
+        torch.cat([_padded(before, "left"), _padded(after, "right")], dim=1)
+        for before, after in (
+            (prompts, said),
+            ([[1] * len(one) for one in prompts], [[1] * len(one) for one in said]),
+        )
+    )
+    return {"input_ids": ids, "attention_mask": mask, "length": max(map(len, said))}
+
+
+def _padded(found: list[list[int]], side: Literal["left", "right"]) -> torch.Tensor:
+    tensors = [torch.tensor(one) for one in found]
+    return pad_sequence(tensors, batch_first=True, padding_side=side)
 
 
 def _steps(
@@ -331,10 +434,14 @@ def _steps(
 
     With as few rows as here it sorts the rows of a step and no more.
     """
+    order = order or work.order
+    collate: Any
     if work.kind == "pretrain":
         found, collate = rows.blocks(work), default_data_collator
+    elif work.kind == "dpo":
+        found, collate = rows.preferences(work), collate_pairs
     else:
-        found = rows.pairs(work) if work.kind == "seq2seq" else rows.supervised(work)
+        found = rows.summaries(work) if work.kind == "seq2seq" else rows.supervised(work)
         collate = DataCollatorForSeq2Seq(rows.tokenizer(), model=model)
     places = torch.randperm(len(found), generator=torch.Generator().manual_seed(SEED)).tolist()
     if order == "sequential":

@@ -32,6 +32,7 @@ CHOICE_OF = {
     "dtype": "half-base",
     "activation_checkpointing": "kept-activations",
     "read_prompts_once": "shared-prompts",
+    "precompute_ref_log_probs": "reference-in-step",
     "attn_pdrop": "no-dropout",
 }
 

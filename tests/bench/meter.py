@@ -22,6 +22,7 @@ class Meter:
         self.ends: list[float] = []
         self.micro_batches: list[int] = []  # real tokens of each, in the order they were made
         self.losses: list[float] = []
+        self.earlier: list[float] = []  # seconds that went into each step before the first began
         self.rewards: list[float] = []
 
     def begin_step(self) -> None:
@@ -48,13 +49,17 @@ class Meter:
         if self.first_step is None or not self.ends:
             raise RuntimeError("no optimizer step was seen")
         starts = [self.first_step, *self.ends[:-1]]
+        earlier = self.earlier or [0.0] * len(self.ends)
         size = micro_batches_per_step
         tokens = [
             sum(self.micro_batches[at * size : (at + 1) * size]) for at in range(len(self.ends))
         ]
         return {
-            "startup_seconds": self.first_step - self.started,
-            "seconds": [end - start for start, end in zip(starts, self.ends)],
+            "startup_seconds": self.first_step - self.started - sum(earlier),
+            "seconds": [
+                end - start + before
+                for start, end, before in zip(starts, self.ends, earlier, strict=True)
+            ],
             "tokens": tokens,
             "losses": self.losses,
             "rewards": self.rewards,

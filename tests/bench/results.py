@@ -28,7 +28,7 @@ ADAPTED = ("lora", "qlora")
 # Weights of tables that are looked up and multiplied with nothing: GPT-2's positions, 128 x 128.
 # The other models' tables are their output layers too.
 LOOKED_UP = {"pretrain": 128 * 128}
-# GRPO that reads each prompt of a group for every answer, as the count below assumes.
+# GRPO and DPO that read each prompt for every answer, as the count below assumes.
 READS_PROMPTS_EACH_TIME = ("defaults", f"{WITHOUT}shared-prompts")
 
 Run = dict[str, Any]
@@ -70,9 +70,10 @@ def operations_per_token(work: str, contestant: str, found: dict[str, Any]) -> f
 
     Each weight is counted at each token, the output layer too. What is computed twice, as under
     activation checkpointing, is counted once. Attention between tokens is not counted. GRPO
-    samples, reads the reference (its `beta` is above 0) and trains; its record does not tell
-    prompts from answers, so nothing can be said where a group's prompt is read once. Nor does a
-    record tell the tokens of an encoder from those of its decoder, each with weights of its own.
+    samples, reads the reference (its `beta` is above 0) and trains; DPO does the last two, from a
+    reference without the adapter. Their records do not tell prompts from answers, so nothing can be
+    said where a prompt is read once for several. Nor does a record tell the tokens of an encoder
+    from those of its decoder, each with weights of its own.
     """
     kind, trained = WORKS[work].kind, found["trainable_parameters"]
     multiplied = found["parameters"] - LOOKED_UP.get(kind, 0)
@@ -81,6 +82,8 @@ def operations_per_token(work: str, contestant: str, found: dict[str, Any]) -> f
     if kind == "grpo" and contestant in READS_PROMPTS_EACH_TIME:
         passes = FORWARD + FORWARD + FROZEN
         return float(passes * multiplied + (FORWARD + TRAINED) * trained)
+    if kind == "dpo" and contestant in READS_PROMPTS_EACH_TIME:
+        return float((FORWARD + FROZEN) * multiplied + TRAINED * trained)
     if kind in ("full", "pretrain"):
         return float(TRAINED * multiplied)
     return None

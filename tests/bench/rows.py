@@ -1,5 +1,6 @@
 """The rows that a work trains on, tokenized as the recipes do, or as messages for the peers."""
 
+import re
 from itertools import chain
 from typing import Any
 
@@ -8,13 +9,16 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from cookbook import chat, data, forms, models
+from cookbook import chat, data, forms, models, pairs
 from tests.bench.works import Work
 
 MODEL = "offline:SmolLM2-135M-Instruct"
 INSTRUCTIONS = "offline:python-documentation"
 SUMMARIES = "offline:documentation-summaries"
 SUMS = "offline:two-digit-sums"
+INSTRUCTION = "Last line: #### and the result."
+MESSAGES = ("prompt", *pairs.ANSWERS)
+PAIR_IDS = tuple(f"{name}_ids" for name in MESSAGES)
 TEXT = "offline:shakespeare"
 SUMMARY_TOKENS = 64
 GPT2_VOCABULARY = 2048
@@ -84,7 +88,7 @@ def blocks(work: Work) -> Dataset:
     return Dataset.from_dict({"input_ids": rows, "labels": rows})
 
 
-def pairs(work: Work) -> Dataset:
+def summaries(work: Work) -> Dataset:
     """Return documents as `input_ids` and their summaries as `labels`, for an encoder-decoder."""
     words = tokenizer()
     rows = _sample(data.load_splits(SUMMARIES)["train"], work)
@@ -102,3 +106,28 @@ def sums() -> Dataset:
     """Return the problems for GRPO: `prompt` (messages) and `answer`."""
     rows = data.load_splits(SUMS)["train"].select(range(512))
     return rows.select_columns(["prompt", "answer"])
+
+
+def preferences(work: Work) -> Dataset:
+    """Return sums with a right and a wrong answer: messages, and the recipe's token ids of them."""
+    words = tokenizer()
+    compared = Dataset.from_list([_compared(row) for row in _sample(sums(), work)])
+    ends = [words.eos_token_id]
+    return pairs.label_pairs({"train": compared}, words, ends, work.max_length)["train"]
+
+
+def _compared(row: dict[str, str]) -> dict[str, list[dict[str, str]]]:
+    """Return a sum as a pair. What is wrong is the carry: forgotten, or one too many."""
+    one, other = map(int, re.findall(r"\d+", row["prompt"]))
+    carried = one % 10 + other % 10 >= 10
+    right = int(row["answer"])
+    wrong = right - 10 if carried else right + 10
+    asked = [
+        {"role": "system", "content": INSTRUCTION},
+        {"role": "user", "content": row["prompt"]},
+    ]
+    return {"prompt": asked, "chosen": _said(right), "rejected": _said(wrong)}
+
+
+def _said(result: int) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": f"#### {result}"}]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["lora", "qlora", "full", "pretrain", "seq2seq", "grpo"]
+Kind = Literal["lora", "qlora", "full", "pretrain", "seq2seq", "grpo", "dpo"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Work:
     lora_alpha: int = 32
     rows: Literal["instructions", "documents"] = "instructions"
     precision: str = "bfloat16"  # what is computed in; "float32" compares losses alone
+    order: Literal["sequential"] | None = None  # of rows; None leaves it to each contestant
 
     @property
     def steps(self) -> int:
@@ -45,6 +46,9 @@ CHOICES = (
 # What the recipes that have no adapter choose beside these.
 PRETRAIN_CHOICES = ("kept-memory", "no-dropout")
 SEQ2SEQ_CHOICES = ("kept-memory", "like-lengths")
+# Of pairs: a prompt read once for both answers, and the reference computed step by step. Without
+# the latter it is computed for all pairs before the training (TRL's `precompute_ref_log_probs`).
+DPO_CHOICES = ("shared-prompts", "reference-in-step")
 # Whole documents, joined and cut to one length: the cost of a token as rows grow.
 LENGTHS = (128, 256, 512, 1024, 2048)
 TOKENS_PER_STEP = 2048
@@ -127,6 +131,17 @@ WORKS = {
             examples_per_step=64,
             timed_steps=2,
             learning_rate=4e-4,
+        ),
+        Work(
+            "dpo",
+            "DPO, SmolLM2-135M",
+            "dpo",
+            ("ours", "defaults", "bare", *map(WITHOUT.__add__, DPO_CHOICES)),
+            max_length=96,
+            examples_per_step=16,
+            timed_steps=4,
+            learning_rate=3e-4,
+            order="sequential",  # all start from the same loss, log 2, so only the same pairs tell
         ),
         Work(
             "choices",

@@ -107,20 +107,24 @@ def test_a_docstring_and_a_comment_of_the_package_do_not_count(tree: Path) -> No
 
 
 def test_a_function_that_one_recipe_uses(tree: Path) -> None:
-    replace(tree / "cookbook" / "groups.py", "def read_prompts_once(", "def read_prompts_once( *,")
-    assert changed(tree) == {GRPO: ["cookbook.groups.read_prompts_once"]}
+    path = tree / "cookbook" / "planner.py"
+    replace(path, "def answer_shapes(", "def answer_shapes( *,")
+    assert changed(tree) == {GRPO: ["cookbook.planner.answer_shapes"]}
+
+
+def calling(name: str) -> list[str]:
+    """Return the recipes whose notebook calls a function."""
+    texts = {one: (ROOT / f"{one}.ipynb").read_text(encoding="utf-8") for one in RECIPES}
+    users = [one for one, text in texts.items() if f"{name}(" in text]
+    assert 0 < len(users) < len(RECIPES)
+    return users
 
 
 def test_a_function_that_others_use_inside(tree: Path) -> None:
     """`experts.lora_targets` is called by the recipes with adapters."""
     path = tree / "cookbook" / "experts.py"
     replace(path, "def lora_targets(", "def lora_targets( *,")
-    users = [
-        recipe
-        for recipe in RECIPES
-        if "lora_targets(" in (ROOT / f"{recipe}.ipynb").read_text(encoding="utf-8")
-    ]
-    assert 0 < len(users) < len(RECIPES)
+    users = calling("lora_targets")
     assert changed(tree) == dict.fromkeys(users, ["cookbook.experts.lora_targets"])
 
 
@@ -135,7 +139,7 @@ def test_an_import_under_the_same_name(tree: Path) -> None:
     text = path.read_text(encoding="utf-8")
     first = next(line for line in text.splitlines() if line.startswith("from collections.abc"))
     path.write_text(text.replace(first, first.replace("collections.abc", "typing")))
-    assert set(changed(tree)) == {GRPO}
+    assert set(changed(tree)) == {*calling("cpu.share_prompts")}
 
 
 def test_how_a_product_is_built(tree: Path) -> None:

@@ -41,6 +41,12 @@ AWAY = {
     "nats, rejected": r"reference: chosen [+-][\d.]+, rejected ([+-][\d.]+)",
 }
 
+# The same of single answers, by their thumbs.
+THUMBS = {
+    "nats, up": r"reference: up ([+-][\d.]+)",
+    "nats, down": r"reference: up [+-][\d.]+, down ([+-][\d.]+)",
+}
+
 EXERCISES: dict[str, tuple[Exercise, ...]] = {
     "01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning": (
         Exercise(
@@ -324,6 +330,38 @@ EXERCISES: dict[str, tuple[Exercise, ...]] = {
             ),
             ("exact_match_sampled", "exact_match", *AWAY),
             AWAY,
+        ),
+    ),
+    "06-Preference-Tuning/KTO-Thumbs-Up-Down": (
+        Exercise(
+            "like-weights",
+            "both weights 1",
+            (
+                (
+                    '    "desirable_weight": max(1.0, ratio),\n',
+                    '    "desirable_weight": 1.0,\n',
+                ),
+            ),
+            ("exact_match_sampled", "exact_match", *THUMBS),
+            THUMBS,
+        ),
+        Exercise(
+            "noisy",
+            "every fifth thumb wrong",
+            (
+                (
+                    'liked = is_right(text, problem["answer"])\n',
+                    'liked = is_right(text, problem["answer"]) != (len(found) % 5 == 0)\n',
+                ),
+            ),
+            ("exact_match_sampled", "exact_match", "thumb_auc"),
+        ),
+        Exercise(
+            "without-kl",
+            '`loss_type` `"apo_zero_unpaired"`',
+            (setting("loss_type", '"kto"', '"apo_zero_unpaired"'),),
+            ("exact_match_sampled", "exact_match", "seconds", *THUMBS),
+            THUMBS,
         ),
     ),
 }

@@ -109,6 +109,11 @@ def _compared(write: Writer, tokens: int, number: int) -> Row:
     return {"prompt": prompt, "chosen": write.text(better), "rejected": write.text(worse)}
 
 
+def _judged(write: Writer, tokens: int, number: int) -> Row:
+    """Return an answer with a thumb, one of three up."""
+    return _pair(write, tokens, number) | {"label": "down" if number % 3 else "up"}
+
+
 def _labelled(write: Writer, tokens: int, number: int) -> Row:
     return {"text": write.text(tokens), "label": LABELS[number % len(LABELS)]}
 
@@ -153,6 +158,7 @@ EXAMPLES = {
     "04-Reasoning-Tuning/Qwen3-Reasoning-Conversational": Examples(_pair, spare=44, fill=0.82),
     # Two rows a pair, which is what its trainer counts.
     "06-Preference-Tuning/DPO-Preference-Tuning": Examples(_compared, spare=8, counted=False),
+    "06-Preference-Tuning/KTO-Thumbs-Up-Down": Examples(_judged, spare=8),
 }
 LENGTHS = ("max_length", "block_size", "max_prompt_length")  # as the recipes name it
 

@@ -37,6 +37,7 @@ COLUMNS = {
     "04-Reasoning-Tuning/Financial-Reasoning-Gemma-3": {"prompt", "completion"},
     "04-Reasoning-Tuning/Qwen3-Reasoning-Conversational": {"prompt", "completion"},
     "06-Preference-Tuning/DPO-Preference-Tuning": {"prompt", "chosen", "rejected"},
+    "06-Preference-Tuning/KTO-Thumbs-Up-Down": {"prompt", "completion", "label"},
 }
 # What counts against the length; the rest is counted elsewhere or not at all.
 COUNTED = {"text", "prompt", "completion", "document"}

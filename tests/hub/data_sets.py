@@ -208,6 +208,28 @@ def ultrafeedback_binarized(folder: Path) -> None:
     _card(folder, {"configs": [{"config_name": "default", "data_files": files}]})
 
 
+def kto_mix_rows(count: int, split: str) -> Iterator[Row]:
+    """Answers after one or two turns, half of them with a thumb up; the prompt is messages."""
+    random = Random(f"kto mix {split}")
+    for number in range(count):
+        asked = f"{texts.sentence(random)} {texts.question(random)}"
+        prompt = [{"content": asked, "role": "user"}]
+        if random.random() < 0.2:
+            prompt.append({"content": texts.answer(random), "role": "assistant"})
+            prompt.append({"content": texts.question(random), "role": "user"})
+        said = [{"content": texts.answer(random), "role": "assistant"}]
+        yield {"prompt": prompt, "completion": said, "label": number % 2 == 0}
+
+
+def kto_mix_14k(folder: Path) -> None:
+    """Write single answers with `label`, true for a thumb up."""
+    for split, count in (("train", 220), ("test", 40)):
+        path = folder / "data" / f"{split}-00000-of-00001.parquet"
+        _parquet(path, list(kto_mix_rows(count, split)))
+    files = [{"split": split, "path": f"data/{split}-*"} for split in ("train", "test")]
+    _card(folder, {"configs": [{"config_name": "default", "data_files": files}]})
+
+
 def finetome_100k(folder: Path) -> None:
     """Write conversations of `human` and `gpt`, some after a `system` turn."""
     _single(folder, "train", list(finetome_rows(260)))

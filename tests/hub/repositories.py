@@ -16,6 +16,7 @@ from tests.hub.data_sets import (
     fingpt_sentiment_train,
     fino1_reasoning_path_finqa,
     gsm8k,
+    kto_mix_14k,
     openassistant_guanaco,
     openmathreasoning_mini,
     openwebtext,
@@ -74,6 +75,7 @@ REPOSITORIES = {
     "datasets/TheFinAI/Fino1_Reasoning_Path_FinQA": Repository(fino1_reasoning_path_finqa),
     "datasets/unsloth/OpenMathReasoning-mini": Repository(openmathreasoning_mini),
     "datasets/mlabonne/FineTome-100k": Repository(finetome_100k),
+    "datasets/trl-lib/kto-mix-14k": Repository(kto_mix_14k),
     "datasets/trl-lib/ultrafeedback_binarized": Repository(ultrafeedback_binarized),
 }
 

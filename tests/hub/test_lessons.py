@@ -86,6 +86,11 @@ ROWS: dict[str, Callable[[int], Row]] = {
         "chosen": [_turn("assistant", f"That is {2 * n}.")],
         "rejected": [_turn("assistant", f"That is {2 * n + 1}, I think.")],
     },
+    "KTO-Thumbs-Up-Down": lambda n: {
+        "prompt": [_turn("user", f"What is {n} and {n}?")],
+        "completion": [_turn("assistant", f"That is {2 * n + n % 3}.")],
+        "label": n % 3 == 0,
+    },
 }
 
 

@@ -65,6 +65,7 @@ NEEDED = {
     "openai/gsm8k": "answer",
     "unsloth/OpenMathReasoning-mini": "generated_solution",
     "trl-lib/ultrafeedback_binarized": "chosen",
+    "trl-lib/kto-mix-14k": "label",
 }
 # A column of whole conversations is one form of them, so that any is said to be missing.
 ANY_FORM = {"timdettmers/openassistant-guanaco": "`prompt` and `completion`, or `messages`"}

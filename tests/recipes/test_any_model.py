@@ -116,6 +116,15 @@ def as_ratings(folder: Path) -> Path:
     return _jsonl(folder / "ratings.jsonl", [*rows, *same])
 
 
+def as_thumbs(folder: Path) -> Path:
+    """A JSONL file of answers with thumbs, a third of them up; of one nobody said anything."""
+    rows = [
+        {"query": sentence(n), "output": sentence(100 + n), "feedback": "down" if n % 3 else "up"}
+        for n in range(90)
+    ]
+    return _jsonl(folder / "thumbs.jsonl", [*rows, {"query": "What?", "output": "So."}])
+
+
 def _jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -143,6 +152,7 @@ OWN: dict[str, tuple[str, dict[str, Any], Callable[[Path], Path]]] = {
     ),
     "05-Export-and-Serving/Export-and-Serve": ("llama", {"num_key_value_heads": 1}, as_messages),
     "06-Preference-Tuning/DPO-Preference-Tuning": ("gpt_neox", {}, as_ratings),
+    "06-Preference-Tuning/KTO-Thumbs-Up-Down": ("phi", {}, as_thumbs),
 }
 
 

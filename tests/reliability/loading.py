@@ -38,6 +38,7 @@ COLUMNS = {
     "Qwen3-Reasoning-Conversational": ("prompt", "completion", "answer"),
     "Export-and-Serve": ("prompt", "completion"),
     "DPO-Preference-Tuning": ("prompt", "chosen", "rejected"),
+    "KTO-Thumbs-Up-Down": ("prompt", "completion", "label"),
 }
 # Training rows that suffice where one does not: an update takes them, or two labels or modes need
 # one each.
@@ -45,6 +46,7 @@ FEWEST = {
     "Distributed-Full-Fine-Tuning": 32,
     "Financial-Sentiment-OPT": 2,
     "GPT-2-From-Scratch": 2,
+    "KTO-Thumbs-Up-Down": 2,
     "Math-Reasoning-Qwen-GRPO": 16,
     "Qwen3-Reasoning-Conversational": 2,
 }

@@ -72,6 +72,22 @@ def test_the_same_as_trl_s_head_and_the_same_gradients(make: Any, attention: str
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_answers_of_one_token_need_no_second_pass() -> None:
+    model = tiny.model().eval()
+    add_fused_lm_head(model, outputs=OUTPUTS)
+    ids = torch.tensor([[7, 8, 9], [7, 8, 10], [9, 11, 0]])
+    labels = torch.tensor([[IGNORED, IGNORED, 9], [IGNORED, IGNORED, 10], [IGNORED, 11, IGNORED]])
+    expected = model(
+        input_ids=ids,
+        attention_mask=(ids != 0).long(),
+        labels=labels,
+        fused_lm_head=True,
+        use_cache=False,
+    )
+    found = answers.score_answers(model, ids, labels)
+    torch.testing.assert_close(found.log_probs, expected.log_probs, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("labels", "mask"),
     [

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from cookbook.pairs import ANSWERS
 from tests.bench import __main__ as bench
 from tests.bench import contestants, documents, meter, peers, results, rows
 from tests.bench.works import CHOICES, LENGTHS, WITHOUT, WORKS, Work
@@ -72,7 +73,8 @@ def test_mfu_counts_what_each_kind_of_training_needs() -> None:
     assert mfu("full") == pytest.approx(6000 * speed)
     assert mfu("grpo", "defaults") == pytest.approx((8 * 1000 + 8 * 10) * speed)
     # Not to be told: a prompt that is read once for its group, an encoder's tokens.
-    assert mfu("grpo") is mfu("seq2seq") is None
+    assert mfu("dpo", "defaults") == pytest.approx((6 * 1000 + 6 * 10) * speed)
+    assert mfu("dpo") is mfu("grpo") is mfu("seq2seq") is None
     old = {key: value for key, value in found.items() if key != "tokens_per_operation"}
     old["mfu"] = 6 * 1000 * speed
     assert results.tokens_per_operation(old) == pytest.approx(speed)
@@ -203,6 +205,27 @@ def test_steps_are_timed_from_their_beginning() -> None:
     assert all(0.02 <= one < 0.5 for one in found["seconds"])
     with pytest.raises(RuntimeError, match="no optimizer step"):
         meter.Meter(0.0).result(1)
+
+
+def test_what_went_into_a_step_before_the_training_is_counted_to_it() -> None:
+    watch = meter.Meter(time.time() - 5)
+    watch.micro_batches = [10, 10]
+    watch.earlier = [2.0, 1.0]
+    for _ in range(2):
+        watch.begin_step()
+        watch.end_step()
+    found = watch.result(1)
+    assert found["startup_seconds"] == pytest.approx(2, abs=0.5)
+    assert found["seconds"] == pytest.approx([2, 1], abs=0.5)
+
+
+def test_pairs_are_wrong_by_the_carry() -> None:
+    found = rows.preferences(WORKS["dpo"])
+    assert len(found) == WORKS["dpo"].steps * WORKS["dpo"].examples_per_step
+    for row in found:
+        right, wrong = (int(row[one][0]["content"].removeprefix("#### ")) for one in ANSWERS)
+        assert sum(map(int, re.findall(r"\d+", row["prompt"][1]["content"]))) == right
+        assert abs(right - wrong) == 10
 
 
 def test_every_contestant_is_given_the_same_rows() -> None:

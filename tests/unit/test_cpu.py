@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import DistributedType
 from transformers import LlamaConfig, MixtralConfig
 
-from cookbook import cpu
+from cookbook import answers, cpu, groups
 from tests.unit import tiny
 
 pytestmark = pytest.mark.unit
@@ -79,24 +79,36 @@ def _grpo(config: Any, **arguments: bool) -> Any:
         args=SimpleNamespace(**usual | arguments),
         model=SimpleNamespace(config=config),
         accelerator=SimpleNamespace(unwrap_model=lambda model: model),
+        reward_funcs=[],
     )
 
 
-def test_prompts_are_shared_where_that_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
-    shared: list[Any] = []
-    monkeypatch.setattr(cpu, "read_prompts_once", shared.append)
+@pytest.mark.parametrize("kind", ["groups", "answers"])
+def test_prompts_are_shared_where_that_is_possible(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    shared: dict[str, list[Any]] = {"groups": [], "answers": []}
+    monkeypatch.setattr(groups, "read_prompts_once", shared["groups"].append)
+    monkeypatch.setattr(answers, "read_prompts_once", shared["answers"].append)
+
+    def made(config: Any, **settings: Any) -> Any:
+        trainer = _grpo(config, **settings)
+        if kind == "answers":  # DPO and KTO have no rewards to call
+            del trainer.reward_funcs
+        return trainer
+
     dense, experts = LlamaConfig(), MixtralConfig()
-    trainer = _grpo(dense)
+    trainer = made(dense)
     cpu.share_prompts(trainer)
-    assert shared == [trainer]
-    cpu.share_prompts(_grpo(experts))
-    cpu.share_prompts(_grpo(dense, activation_checkpointing=True))
+    cpu.share_prompts(made(experts))
+    cpu.share_prompts(made(dense, activation_checkpointing=True))
     monkeypatch.setenv("COOKBOOK_PROFILE", "gpu16")
     cpu.share_prompts(trainer)
     monkeypatch.delenv("COOKBOOK_PROFILE")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     cpu.share_prompts(trainer)
-    assert shared == [trainer]
+    assert shared.pop(kind) == [trainer]
+    assert [*shared.values()] == [[]]
 
 
 def test_processes_are_said_to_have_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -432,6 +432,8 @@ def rows_for(notebook: str) -> Rows:
     if notebook == SCRATCH:
         return [{"text": words(n, 400)} for n in range(80)]
     rows = pairs(80)
+    if notebook == KTO:
+        return judged(80)
     if notebook.startswith("06"):
         return [
             {
@@ -513,7 +515,7 @@ def test_pairs_that_say_nothing_are_dropped_with_their_lines(
     told = " ".join(section(text, "Rows").split())
     assert "a tie says nothing line 3" in told and "are the two swapped? line 5" in told
     told = section(text, "Pairs")
-    assert "58 training pairs of 58 prompts" in told and "1 test pairs have a prompt" in told
+    assert "58 training pairs to 58 prompts" in told and "1 test pairs have a prompt" in told
     assert "1 of 10 test pairs have a prompt that is trained on" in " ".join(text.split())
     shown = text.partition("stands between")[2]  # after the legend, which has the marks too
     assert shown.count("\u27e6") == 1 + 2, "both answers of a pair are shown"
@@ -544,12 +546,61 @@ def test_problems_are_pairs_that_the_model_makes(doctor: Doctor, tmp_path: Path)
     rows = [{"prompt": words(n, 12), "answer": str(n)} for n in range(60)]
     status, text, _ = doctor(write(tmp_path / "my.jsonl", rows), "--nb", DPO, plan=True)
     assert status == 0
-    assert "the model makes the pairs itself" in section(text, "Memory and time")
+    assert "the model makes the answers itself" in section(text, "Memory and time")
+
+
+KTO = "06-Preference-Tuning/KTO-Thumbs-Up-Down.ipynb"
+
+
+def judged(count: int, first: int = 0, up: int = 3) -> Rows:
+    """Return answers of one length, one in so many with a thumb up."""
+    return [
+        {"prompt": words(n, 9), "completion": words(n + 7, 5), "label": n % up == 0}
+        for n in range(first, first + count)
+    ]
+
+
+def test_thumbs_are_counted_and_shown(doctor: Doctor, tmp_path: Path) -> None:
+    write(tmp_path / "mine" / "train.jsonl", judged(60))
+    write(tmp_path / "mine" / "test.jsonl", [*judged(9, 500), *judged(1)])
+    status, text, _ = doctor(tmp_path / "mine", "--nb", KTO)
+    assert status == 0
+    told = " ".join(section(text, "Thumbs").split())
+    assert "61 training answers to 60 prompts. 21 have a thumb up, 40 a thumb down" in told
+    assert "0 test answers have a prompt" in told, "an answer to a trained prompt is trained on"
+    head = " ".join(text.split("\n\n")[0].split())
+    assert "thumbs are of the rarer kind" not in head and "learn length" not in head
+
+
+def test_thumbs_that_mislead_are_warned_of(doctor: Doctor, tmp_path: Path) -> None:
+    rows = judged(200, up=100)
+    for row in rows:
+        row["completion"] += f" {words(3, 9)}" if row["label"] else ""
+    rows[1] |= {"prompt": rows[0]["prompt"], "completion": rows[0]["completion"]}
+    _, text, _ = doctor(write(tmp_path / "my.jsonl", rows), "--nb", KTO)
+    head = " ".join(text.split("\n\n")[0].split())
+    assert "The same answer has thumbs up and down: lines 1, 2" in head
+    assert "of the thumbs are of the rarer kind" in head and "may learn length alone" in head
+    liked = [row | {"label": True} for row in rows]
+    status, text, _ = doctor(write(tmp_path / "liked.jsonl", liked), "--nb", KTO)
+    assert status == 1 and "All training answers have a thumb up" in " ".join(text.split())
+
+
+def test_ratings_become_thumbs_by_the_middle(doctor: Doctor, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": words(n, 9), "completion": words(n + 7, 5), "stars": n % 5 + 1}
+        for n in range(100)
+    ]
+    status, text, _ = doctor(write(tmp_path / "my.jsonl", rows), "--nb", KTO)
+    assert status == 0 and "Ratings over 3 are taken as a thumb up" in " ".join(text.split())
+    assert "rated in the middle" in " ".join(section(text, "Rows").split())
 
 
 def test_another_recipe_names_the_one_for_pairs(doctor: Doctor, tmp_path: Path) -> None:
     _, text, _ = doctor(write(tmp_path / "my.jsonl", compared(60)))
     assert f"NB={DPO} takes them" in " ".join(text.split())
+    _, text, _ = doctor(write(tmp_path / "thumbs.jsonl", judged(60)))
+    assert f"NB={KTO} takes them" in " ".join(text.split())
 
 
 # --- Labels and answers -------------------------------------------------------------------------

@@ -173,6 +173,20 @@ def test_what_says_nothing_is_dropped_and_counted(
         preferences.as_pairs(Dataset.from_list([right | changed]))
 
 
+def test_an_answer_that_tells_of_speakers_is_an_answer() -> None:
+    """Not a whole conversation: there is a prompt; and within one, names in a line are no turns."""
+    said = "A play.\n\nHuman: Who is it?\n\nAssistant: I."
+    row = {"prompt": "Write a play.", "chosen": said, "rejected": "No."}
+    (found,) = preferences.as_pairs(Dataset.from_list([row]))
+    assert found["chosen"] == [turn("assistant", said)]
+    told = "\n\nHuman: Why?\n\nAssistant: the Human: I, and the Assistant: you"
+    (found,) = preferences.as_pairs(
+        Dataset.from_list([{"chosen": told, "rejected": "\n\nHuman: Why?\n\nAssistant: No."}])
+    )
+    assert found["prompt"] == [ASKED] and found["rejected"] == [BAD]
+    assert found["chosen"][0]["content"] == "the Human: I, and the Assistant: you"
+
+
 def test_other_columns_and_tools_stay() -> None:
     row = {"prompt": "Why?", "chosen": "Because.", "rejected": "No.", "id": 7, "tools": CALL}
     (found,) = preferences.as_pairs(Dataset.from_list([row]))
@@ -184,6 +198,73 @@ def test_what_is_needed_is_said() -> None:
         preferences.as_pairs(Dataset.from_list([{"text": "Why?"}]))
     with pytest.raises(DataError, match="no prompt or no answer"):
         preferences.as_pairs(Dataset.from_list([{"completion": "Why?", "rating": 3}]))
+
+
+THUMBS: dict[str, tuple[Row, list[tuple[str, bool]]]] = {
+    "thumbs": (
+        {"prompt": ["Why?", "How?"], "completion": ["So.", "No."], "label": ["up", "down"]},
+        [("So.", True), ("No.", False)],
+    ),
+    "numbers": (
+        {"question": ["Why?", "How?"], "response": ["So.", "No."], "thumbs": [1, -1]},
+        [("So.", True), ("No.", False)],
+    ),
+    "stars": (
+        {"prompt": ["Why?"] * 5, "completion": [*"abcde"], "stars": [1, 2, 3, 4, 5]},
+        [("a", False), ("b", False), ("d", True), ("e", True)],
+    ),
+    "lists": (
+        {"prompt": ["Why?"], "completions": [["a", "b", "c"]], "ratings": [[9, 1, 5]]},
+        [("a", True), ("b", False)],
+    ),
+    "pairs": (
+        {"prompt": ["Why?"], "chosen": ["a"], "rejected": ["b"], "score": [3]},
+        [("a", True), ("b", False)],
+    ),
+}
+
+
+@pytest.mark.parametrize("form", THUMBS)
+def test_preferences_become_single_answers(form: str) -> None:
+    columns, expected = THUMBS[form]
+    found = preferences.as_thumbs(Dataset.from_dict(columns))
+    assert [one[0]["content"] for one in found["completion"]] == [text for text, _ in expected]
+    assert found["label"] == [thumb for _, thumb in expected]
+    assert {one[0]["role"] for one in found["prompt"]} == {"user"}
+
+
+def test_both_splits_have_the_training_split_s_middle() -> None:
+    """A small test split without the lowest stars would call good answers bad."""
+    train = [{"prompt": f"{n}", "completion": "a", "stars": n % 5 + 1} for n in range(10)]
+    test = [{"prompt": f"t{n}", "completion": "a", "stars": stars} for n, stars in enumerate("245")]
+    found = preferences.thumb_splits(
+        splits(train, [row | {"stars": int(row["stars"])} for row in test])
+    )
+    assert found["test"]["label"] == [False, True, True]
+    disliked = [{"prompt": f"{n}", "completion": "a", "label": "down"} for n in range(3)]
+    with pytest.raises(DataError, match="All training answers have a thumb down"):
+        preferences.thumb_splits(
+            splits(disliked, [{"prompt": "t", "completion": "a", "label": "up"}])
+        )
+
+
+def test_prompts_take_turns() -> None:
+    """KTO compares a prompt with its neighbour's answer: that must be another prompt's."""
+    rows = Dataset.from_list(
+        [
+            {"prompt": [turn("user", f"{n}?")], "number": 4 * n + k}
+            for n in range(16)
+            for k in range(4)
+        ]
+    )
+    found = pairs.in_turns(rows, 16, seed=0)
+    assert sorted(found["number"]) == [*range(64)]
+    for at in range(0, 64, 16):
+        batch = [one[0]["content"] for one in found["prompt"][at : at + 16]]
+        assert len({*batch}) == 4, "the answers to a prompt are together"
+        assert all(one != other for one, other in zip(batch, [*batch[1:], batch[0]]))
+    again, other = (pairs.in_turns(rows, 16, seed)["number"] for seed in (0, 1))
+    assert again == found["number"] != other
 
 
 PROBLEMS = [{"prompt": "1+1?", "answer": "2"}, {"question": "1+1?", "output": "So.\n#### 2"}]
@@ -205,7 +286,7 @@ def test_no_prompt_is_in_both_splits(capsys: pytest.CaptureFixture[str]) -> None
     rows = [{"prompt": f"{n}?", "chosen": "a", "rejected": "b"} for n in range(4)]
     found = preferences.pair_splits(splits(rows[:3], rows[2:]))
     assert [one[0]["content"] for one in found["test"]["prompt"]] == ["3?"]
-    assert "Dropped 1 pairs of the test split" in capsys.readouterr().out
+    assert "Dropped 1 rows of the test split" in capsys.readouterr().out
     with pytest.raises(DataError, match="learned by heart"):
         preferences.pair_splits(splits(rows, rows[:1]))
 

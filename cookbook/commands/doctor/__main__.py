@@ -51,6 +51,8 @@ LABELLED = 800  # rows whose labels are made, as a recipe makes them; tokens are
 TOKENIZED = 2_000_000  # characters of rows whose tokens are counted
 COMPARED = 5_000_000  # characters of rows that are searched for copies; more would take minutes
 LENGTH_BIAS = 0.2  # from a half: pairs whose better answer is the longer one, or the shorter
+LENGTHS_APART = 1.5  # times as long are answers with one thumb as those with the other
+RARE = 0.05  # the share of thumbs below which a kind has little to say
 FEW = 50  # training rows below which a score says little
 SHOWN = 5
 NO_RESULT = f"no result of one line and at most {forms.LONGEST_RESULT} characters after ####"
@@ -228,17 +230,19 @@ def _texts_to_compare(parts: dict[str, Part]) -> dict[str, list[str]]:
 
 
 def usable(
-    part: Part, recipe: Recipe, name: str
+    part: Part, recipe: Recipe, name: str, middle: float | None = None
 ) -> tuple[Part, dict[str, list[int]], forms.Form | None]:
-    """Return a split's rows as the recipe uses them, its dropped rows by reason, and their form."""
+    """Return a split's rows as the recipe uses them, its dropped rows by reason, and their form.
+
+    `middle` is that of ratings which become thumbs.
+    """
     rows = part.rows.add_column(NUMBER, list(range(len(part.rows))))
     form = None
     if recipe.texts:
         data.check_columns(rows, ["text"], name)
         rows = data.drop_rows_without(rows, ["text"], name)
-    elif recipe.compares and preferences.form_of(part.rows) != "problems":
-        rows = preferences.as_pairs(rows, name)
-        _, by_reason = preferences.read(part.rows)
+    elif recipe.prefers and preferences.form_of(part.rows) != "problems":
+        rows, by_reason = preferences.read(rows, name, middle)
         lost = {reason: [n - 1 for n in numbers] for reason, numbers in by_reason.items()}
         return Part(rows, part.word, [part.places[n] for n in rows[NUMBER]]), lost, None
     elif recipe.pairs is None:
@@ -249,10 +253,9 @@ def usable(
             form = forms.recognise(part.rows, name)[0]
         rows = forms.as_pairs(rows, recipe.pairs, name)
         data.check_columns(rows, recipe.pairs, name)
-        with_results = recipe.grpo or recipe.compares
-        if with_results:
+        if recipe.checks:
             rows = rows.map(forms.with_result)
-        wanted = [recipe.pairs[0], "answer"] if with_results else [*recipe.pairs]
+        wanted = [recipe.pairs[0], "answer"] if recipe.checks else [*recipe.pairs]
         rows = data.drop_rows_without(rows, wanted, name)
         if recipe.figures:
             keep = [n for n, one in enumerate(rows[recipe.pairs[1]]) if _figure(one)]
@@ -271,8 +274,10 @@ def _better_recipe(columns: set[str], recipe: Recipe) -> str:
     """Return a sentence that names the recipe which these columns are made for, or nothing."""
     if {"text", "label"} <= columns and not recipe.labels:
         what, other = "texts with classes", "03-Instruction-Tuning/Financial-Sentiment-OPT.ipynb"
-    elif {"chosen", "rejected"} <= columns and not recipe.compares:
+    elif {"chosen", "rejected"} <= columns and not recipe.prefers:
         what, other = "pairs of answers", "06-Preference-Tuning/DPO-Preference-Tuning.ipynb"
+    elif {"prompt", "completion", "label"} <= columns and not recipe.prefers:
+        what, other = "answers with thumbs", "06-Preference-Tuning/KTO-Thumbs-Up-Down.ipynb"
     elif "text" in columns and len(columns) == 1 and not recipe.texts:
         what, other = "plain texts", "01-Full-Fine-Tuning/GPT-2-From-Scratch.ipynb"
     else:
@@ -306,10 +311,13 @@ def conversations_of(part: Part, recipe: Recipe, labels: Sequence[str]) -> Datas
     """Return usable rows as the conversations that the recipe makes of them."""
     if recipe.pairs is None:
         return part.rows
-    if "chosen" in part.rows.column_names:
-        return preferences.answers(part.rows)
     asked, answered = recipe.pairs
-    if recipe.compares:
+    if recipe.prefers:
+        first = part.rows[0]
+        if "chosen" in first:
+            return preferences.answers(part.rows)
+        if isinstance(first[asked], list):  # messages, with a thumb
+            return part.rows
         answered = "answer"
     rule = recipe.instruction(labels)
     system = [{"role": "system", "content": rule}] if rule else []
@@ -510,7 +518,7 @@ class Examination:
                 f"No split is held out: the recipe cuts one of {sizes[1]} rows and trains on "
                 f"{sizes[0]} ({copies} near-duplicates removed from the test{searched})."
             )
-        if self.recipe.compares:
+        if self.recipe.prefers:
             self._keep_together()
         self._rows(said, table, left)
         ready = self._tokenizer() if not self.recipe.texts else None
@@ -552,9 +560,11 @@ class Examination:
         dropped: list[list[str]] = []
         total = gone = 0
         heard_here: list[str] = []
+        train = self.parts["train"].rows
+        middle = preferences.middle_of(train) if self.recipe.judges else None
         for name, part in self.parts.items():
             with heard(heard_here):
-                self.used[name], reasons, _ = usable(part, self.recipe, f"{name} split")
+                self.used[name], reasons, _ = usable(part, self.recipe, f"{name} split", middle)
             total += len(part.places)
             for reason, numbers in reasons.items():
                 gone += len(numbers)
@@ -583,8 +593,9 @@ class Examination:
 
     @property
     def compared(self) -> bool:
-        """Tell whether rows became pairs of answers."""
-        return "chosen" in self.used["train"].rows.column_names
+        """Tell whether rows became pairs of answers, or answers with thumbs."""
+        given = preferences.form_of(self.parts["train"].rows) != "problems"
+        return self.recipe.prefers and given
 
     def _keep_together(self) -> None:
         """Keep all rated answers to a prompt in one split, as the recipe does."""
@@ -598,18 +609,24 @@ class Examination:
             self.parts[name] = both.select(numbers)
 
     def _comparisons(self) -> None:
-        """Tell of pairs what they may teach beside what is meant: length, and prompts by heart."""
+        """Tell of preferences what they may teach beside what is meant: length, and prompts."""
         train, test = (self.used[name] for name in ("train", "test"))
-        longer = preferences.length_bias(train.rows)
         kept = preferences.unseen(train.rows, test.rows)
         both = len(test.places) - len(kept)
         prompts = len({str(one) for one in train.rows["prompt"]})
+        what = "answers" if self.recipe.judges else "pairs"
+        count = f"{len(train.places)} training {what} to {prompts} prompts."
         self.findings.add(
-            "Pairs",
-            f"{len(train.places)} training pairs of {prompts} prompts. The better answer is the "
-            f"longer one in {longer:.0%} of them (ties count half).",
-            f"{both} test pairs have a prompt that is trained on; the recipe drops those.",
+            "Thumbs" if self.recipe.judges else "Pairs",
+            f"{count} {(self._of_thumbs if self.recipe.judges else self._of_pairs)(train)}",
+            f"{both} test {what} have a prompt that is trained on; the recipe drops those.",
         )
+        if both:
+            total = len(test.places)
+            self._warn(f"{both} of {total} test {what} have a prompt that is trained on.")
+
+    def _of_pairs(self, train: Part) -> str:
+        longer = preferences.length_bias(train.rows)
         if abs(longer - 0.5) > LENGTH_BIAS and len(train.places) >= FEW:
             which = "longer" if longer > 0.5 else "shorter"
             share = max(longer, 1 - longer)
@@ -617,10 +634,38 @@ class Examination:
                 f"The better answer is the {which} one in {share:.0%} of the pairs: the model may "
                 "learn length alone. Balance them, or compare lengths before and after."
             )
-        if both:
-            self._warn(f"{both} of {len(test.places)} test pairs have a prompt that is trained on.")
-        if not kept:
-            raise data.DataError("Every prompt of the test split is in the train split too.")
+        return f"The better answer is the longer one in {longer:.0%} of them (ties count half)."
+
+    def _of_thumbs(self, train: Part) -> str:
+        """Tell how even the two kinds are, and which answers have both; warn of what misleads."""
+        thumbs = train.rows["label"]
+        preferences.check_both_kinds(train.rows)
+        said: dict[str, list[int]] = {}
+        for number, turns in enumerate(zip(train.rows["prompt"], train.rows["completion"])):
+            said.setdefault(str(turns), []).append(number)
+        unsure = [n for own in said.values() if len({thumbs[n] for n in own}) > 1 for n in own]
+        if unsure:
+            self._warn(f"The same answer has thumbs up and down: {train.at(unsure)}.")
+        rarer = min(thumbs.count(True), thumbs.count(False)) / len(thumbs)
+        if rarer < RARE:
+            self._warn(
+                f"Only {rarer:.1%} of the thumbs are of the rarer kind. The recipe weighs them "
+                "higher, but cannot make up for what is not there: collect more of them."
+            )
+        up, down = (
+            statistics.mean(
+                len(str(one[-1]["content"]))
+                for one, thumb in zip(train.rows["completion"], thumbs)
+                if thumb is kind
+            )
+            for kind in (True, False)
+        )
+        if len(thumbs) >= FEW and max(up, down) > LENGTHS_APART * min(up, down):
+            self._warn(
+                f"Answers with a thumb up have {up:.0f} characters on average, with a thumb down "
+                f"{down:.0f}: the model may learn length alone."
+            )
+        return f"{thumbs.count(True)} have a thumb up, {thumbs.count(False)} a thumb down."
 
     def _warn(self, sentence: str) -> None:
         self.findings.warnings.append(private.masked(sentence))
@@ -879,7 +924,7 @@ class Examination:
             blocks.append(f"One answer stands in {times} of {len(said)} rows.")
             self._warn(blocks[-1])
         part = self.used["train"]
-        if self.compared:  # each pair has two answers
+        if self.compared and not self.recipe.judges:  # each pair has two answers
             short, empty = (sorted({n // 2 for n in found}) for found in (short, empty))
         if short:
             blocks.append(f"{len(short)} answers have one or two words ({part.at(short)}).")
@@ -913,8 +958,8 @@ class Examination:
         """Let the recipe's own cells plan its training with the rows that were labelled."""
         tokenizer, ends, _, path, pairs = ready
         rows = {"train": tokens.labelled}
-        if self.recipe.compares and not self.compared:
-            self.findings.add("Memory and time", "Not planned: the model makes the pairs itself.")
+        if self.recipe.prefers and not self.compared:
+            self.findings.add("Memory and time", "Not planned: the model makes the answers itself.")
             return
         given: dict[str, Any] = {
             "model_path": path,
@@ -932,7 +977,8 @@ class Examination:
             given["model_config"] = models.config_of(path)
             if self.compared:
                 some = self.used["train"].rows.take(LABELLED)
-                labelled = of_pairs.label_pairs({"train": some}, tokenizer, ends, self.limit)
+                which = of_pairs.ONE if self.recipe.judges else of_pairs.ANSWERS
+                labelled = of_pairs.label_pairs({"train": some}, tokenizer, ends, self.limit, which)
                 given |= {"trained": labelled["train"], "held": 0.0}
         self._planned(given)
 

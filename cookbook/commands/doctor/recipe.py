@@ -50,7 +50,9 @@ class Recipe:
         self.source = "\n".join(self.cells)
         self.texts = "data.text_batches" in self.source
         self.grpo = "GRPOTrainer(" in self.source
-        self.compares = "DPOTrainer(" in self.source
+        self.judges = "KTOTrainer(" in self.source  # single answers, by thumbs
+        self.prefers = self.judges or "DPOTrainer(" in self.source
+        self.checks = self.grpo or self.prefers  # results of problems, by a program
         self.figures = "#### figure" in self.source
         self.pairs = self._pairs()
         self.apart = next(iter(re.findall(r'apart="(\w+)"', self.source)), "")
@@ -116,9 +118,9 @@ class Recipe:
 
         last = next(n for n, cell in enumerate(self.cells) if "planner.plan_training(" in cell)
         shown = max(n for n, cell in enumerate(self.cells[:last]) if "SupervisedView(" in cell)
-        first = last if self.texts or self.compares else shown + 1
+        first = last if self.texts or self.prefers else shown + 1
         body = [node for cell in self.cells[first : last + 1] for node in ast.parse(cell).body]
-        if self.compares:  # pairs may be made by the model: only the adapter is needed before
+        if self.prefers:  # answers may be made by the model: only the adapter is needed before
             body[:0] = [node for node in self._nodes() if _assigns(node, {"lora"})]
         asked = SimpleNamespace(
             plan_training=plan_training,

@@ -7,7 +7,7 @@ with and without, stands in each notebook under "Why it is fast".
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
@@ -18,6 +18,9 @@ from cookbook import answers, groups
 from cookbook.experts import has_experts
 from cookbook.memory import keep_freed_memory
 from cookbook.training import keep_4bit_layers_trainable, use_supervised_positions_loss
+
+if TYPE_CHECKING:
+    from trl.trainer.grpo_trainer import GRPOTrainer
 
 
 def attention() -> str | None:
@@ -103,7 +106,7 @@ def can_share_prompts(config: PretrainedConfig, recomputed: bool) -> bool:
     return _is_a_processors_training() and not recomputed and not has_experts(config)
 
 
-def share_prompts(trainer: Any) -> None:
+def share_prompts(trainer: "GRPOTrainer | Any") -> None:
     """Let GRPO, DPO or KTO read a prompt once for all its answers, where it can.
 
     See `can_share_prompts`. What is computed stays the same but for rounding: see

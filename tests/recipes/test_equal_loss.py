@@ -22,9 +22,10 @@ def test_the_loss_is_that_of_the_defaults(work: str, tmp_path: Path) -> None:
     ours, defaults = (train(work, one, tmp_path / f"{one}.json") for one in ("ours", "defaults"))
     assert ours["tokens"] == defaults["tokens"]
     assert ours["trainable_parameters"] == defaults["trainable_parameters"]
+    first, *_, last = ours["losses"]
     assert len(ours["losses"]) >= 5
-    # DPO's four pairs of a step are others each time: its loss need not fall so soon.
-    assert ours["losses"][-1] != pytest.approx(ours["losses"][0], rel=WITHIN)
+    # A step of four pairs is soon learned and soon forgotten: DPO's loss need not fall in five.
+    assert last < first if work != "dpo" else abs(last - first) > 0.1
     assert ours["losses"] == pytest.approx(defaults["losses"], rel=WITHIN)
 
 

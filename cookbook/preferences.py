@@ -8,8 +8,8 @@ Ratings and thumbs become pairs where a prompt has answers of both kinds; pairs 
 import json
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from statistics import mean
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, Json, Value, concatenate_datasets
@@ -52,22 +52,22 @@ _WANTED = (
 
 
 def pair_splits(splits: DatasetDict) -> DatasetDict:
-    """Return the splits `train` and `test` as pairs, in whatever form they are (see `as_pairs`).
+    """Return the splits `train` and `test` as pairs, in whatever form they are (see `read`).
 
     No prompt is in both: a pair of the test split whose prompt is trained on is dropped. Of ratings
     and thumbs all answers to a prompt go to the same split.
     """
-    return _apart(splits, as_pairs)
+    return _apart(splits, single=False)
 
 
 def thumb_splits(splits: DatasetDict) -> DatasetDict:
-    """Return the splits `train` and `test` as single answers with thumbs (see `as_thumbs`).
+    """Return the splits `train` and `test` as single answers: `prompt`, `completion`, `label`.
 
-    No prompt is in both, as in `pair_splits`. Raises `DataError` where all training answers have
-    the same thumb.
+    A pair becomes two rows. A rating over the middle of the training split's is a thumb up, one
+    under it a thumb down. No prompt is in both, as in `pair_splits`. Raises `DataError` where all
+    training answers have the same thumb.
     """
-    middle = middle_of(splits["train"])
-    thumbs = _apart(splits, lambda rows, name: as_thumbs(rows, name, middle))
+    thumbs = _apart(splits, single=True)
     check_both_kinds(thumbs["train"])
     return thumbs
 
@@ -77,15 +77,16 @@ def check_both_kinds(thumbs: Dataset) -> None:
     if len({*thumbs["label"]}) < 2:
         only = "up" if thumbs["label"][0] else "down"
         raise DataError(
-            f"All training answers have a thumb {only}, and what is better can only be learned "
-            "from both kinds. With good answers alone, fine-tune on them: 03-Instruction-Tuning."
+            f"All training answers have a thumb {only}: what is better is learned from both kinds. "
+            "With good answers alone, fine-tune on them: 03-Instruction-Tuning."
         )
 
 
-def _apart(splits: DatasetDict, read_as: Callable[[Dataset, str], Dataset]) -> DatasetDict:
+def _apart(splits: DatasetDict, single: bool) -> DatasetDict:
     if form_of(splits["train"]) in ("ratings", "thumbs"):
         splits = _kept_together(splits)
-    made = DatasetDict({name: read_as(rows, f"{name} split") for name, rows in splits.items()})
+    middle = middle_of(splits["train"]) if single else None
+    made = DatasetDict({one: read(rows, f"{one} split", middle)[0] for one, rows in splits.items()})
     kept = unseen(made["train"], made["test"])
     if both := len(made["test"]) - len(kept):
         print(f"Dropped {both} rows of the test split: their prompts are trained on.")
@@ -125,25 +126,6 @@ def form_of(rows: Dataset) -> str:
     return "problems" if "answer" in columns or with_results else ""
 
 
-def as_pairs(rows: Dataset, name: str = "data") -> Dataset:
-    """Return rows with the columns `prompt`, `chosen` and `rejected`, lists of chat messages.
-
-    Columns of other names stay beside pairs. Rows that cannot be used are dropped and counted, each
-    reason with the numbers of its first rows; if none is left, or no form is recognised,
-    `DataError` says so.
-    """
-    return read(rows, name)[0]
-
-
-def as_thumbs(rows: Dataset, name: str = "data", middle: float | None = None) -> Dataset:
-    """Return rows with `prompt` and `completion`, chat messages, and `label`, true for a thumb up.
-
-    A pair becomes two rows. A rating over the `middle` is a thumb up, one under it a thumb down;
-    None takes that of these rows (see `middle_of`). What is dropped is told as by `as_pairs`.
-    """
-    return read(rows, name, middle_of(rows) if middle is None else middle)[0]
-
-
 def middle_of(rows: Dataset) -> float:
     """Return the middle between the lowest and the highest rating of rows; of thumbs, 0.5."""
     if form_of(rows) != "ratings":
@@ -159,7 +141,10 @@ def read(
 ) -> tuple[Dataset, dict[str, list[int]]]:
     """Return rows as pairs, and by reason the numbers of dropped rows, the first being 1.
 
-    With a `middle` rows are single answers: what `as_thumbs` returns.
+    Pairs have the columns `prompt`, `chosen` and `rejected`, lists of chat messages; columns of
+    other names stay beside them. With a `middle` rows become single answers, rated over it or under
+    it: see `thumb_splits`. What cannot be used is dropped and told; if nothing is left, or no form
+    is recognised, `DataError` says so.
     """
     found = form_of(rows)
     if found in ("", "problems"):
@@ -168,8 +153,6 @@ def read(
             'Name yours: COOKBOOK_COLUMNS="yours=chosen,another=rejected".'
         )
     print(f"The {name}: {len(rows)} rows of {found}.")
-    if found == "ratings" and middle is not None:
-        print(f"Ratings over {middle:g} are taken as a thumb up, under it as a thumb down.")
     dropped: dict[str, list[int]] = {}
     taken = _pairs(rows, dropped) if found == "pairs" else _compared(rows, found, dropped)
     if middle is not None:
@@ -180,7 +163,8 @@ def read(
         raise DataError(f"The {name} has no usable row left; {_WANTED}.")
     if middle is not None:
         up = sum(row["label"] for _, row in made)
-        print(f"They are {up} answers with a thumb up, and {len(made) - up} with a thumb down.")
+        why = f", rated over or under {middle:g}" if found == "ratings" else ""
+        print(f"They are answers, {up} with a thumb up and {len(made) - up} with one down{why}.")
     elif found != "pairs":
         print(f"They gave {len(made)} pairs of a better and a worse answer.")
     names = [*made[0][1]]
@@ -251,7 +235,7 @@ _WHOLE = forms.Form("messages", ("messages",), lambda row: forms._with_system(ro
 _WITH_INPUT = forms._pair("prompt", "completion", "input")
 
 
-def _apiece(pairs: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
+def _apiece(pairs: Iterable[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
     """Yield both answers of each pair by themselves, the better one with a thumb up."""
     for place, row in pairs:
         beside = {one: row[one] for one in row if one not in ("chosen", "rejected")}
@@ -266,9 +250,9 @@ def _judged(
     for place, value, turns, tools in _every_answer(rows, form, dropped):
         if value == middle:
             dropped.setdefault(MIDDLE, []).append(place + 1)
-            continue
-        made = {"prompt": turns[:-1], "completion": turns[-1:], "label": value > middle}
-        yield place, made | tools
+        else:
+            said = {"completion": turns[-1:], "label": value > middle}
+            yield place, {"prompt": turns[:-1]} | said | tools
 
 
 def _compared(rows: Dataset, form: str, dropped: dict[str, list[int]]) -> Iterator[tuple[int, Row]]:
@@ -316,10 +300,9 @@ def _rated(
         yield row[answered], value
         return
     answers, values = forms._parsed(row[many]), forms._parsed(row[at])
-    if not isinstance(answers, list) or not isinstance(values, list):
-        raise forms._Unusable(f"{many} and {at} are not lists")
-    if len(answers) != len(values):
-        raise forms._Unusable(f"{many} and {at} are not of one length")
+    both = isinstance(answers, list) and isinstance(values, list)
+    if not both or len(answers) != len(values):
+        raise forms._Unusable(f"{many} and {at} are not lists of one length")
     for answer, one in zip(answers, values):
         value = _rating(one)
         if value is not None:
@@ -337,8 +320,7 @@ def _rating(value: Any) -> float | None:
 
 
 def _thumb(value: Any) -> bool | None:
-    said = str(value).strip().lower()
-    said = said.removesuffix(".0")
+    said = str(value).strip().lower().removesuffix(".0")
     return True if said in UP else False if said in DOWN else None
 
 
@@ -363,9 +345,10 @@ def together(rows: Dataset, count: int) -> tuple[list[int], list[int]]:
     Now the first `count` rows are the training split. A prompt goes where the answer is that comes
     first in the alphabet: so a test split that was cut row by row keeps its size.
     """
+    as_they_are = [*range(count)], [*range(count, len(rows))]
     asked = _named(rows.column_names, ASKED)
     if not asked:
-        return [*range(count)], [*range(count, len(rows))]
+        return as_they_are
     prompts = [json.dumps(one, sort_keys=True, default=str) for one in rows[asked]]
     firsts: dict[str, tuple[str, bool]] = {}
     for place, (prompt, row) in enumerate(zip(prompts, rows.remove_columns(asked))):
@@ -373,30 +356,20 @@ def together(rows: Dataset, count: int) -> tuple[list[int], list[int]]:
         firsts[prompt] = min(firsts.get(prompt, mine), mine)
     held_out = [n for n, prompt in enumerate(prompts) if firsts[prompt][1]]
     trained = [n for n, prompt in enumerate(prompts) if not firsts[prompt][1]]
-    if not held_out or not trained:
-        return [*range(count)], [*range(count, len(rows))]
-    return trained, held_out
+    return (trained, held_out) if trained and held_out else as_they_are
 
 
 def answers(pairs: Dataset) -> Dataset:
     """Return pairs as conversations, two rows each: the better answer, and then the worse one."""
-    rows = [
-        {name: row[name] for name in ("prompt", "tools") if name in row} | {"completion": row[one]}
-        for row in pairs
-        for one in ("chosen", "rejected")
-    ]
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    rows = [row for _, row in _apiece(enumerate(pairs))]
+    names = [name for name in ("prompt", "tools", "completion") if name in rows[0]]
+    columns = {name: [row[name] for row in rows] for name in names}
     return Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, Json())))
 
 
 def length_bias(pairs: Dataset) -> float:
     """Return the share of pairs whose better answer is the longer one, in characters."""
 
-    def size(turns: list[Turn]) -> int:
-        return len(str(turns[-1]["content"]))
-
-    longer = Counter(
-        (size(one) > size(other)) - (size(one) < size(other))
-        for one, other in zip(pairs["chosen"], pairs["rejected"])
-    )
-    return (longer[1] + longer[0] / 2) / len(pairs)
+    both = zip(pairs["chosen"], pairs["rejected"])
+    sizes = ([len(str(turns[-1]["content"])) for turns in pair] for pair in both)
+    return mean((one > other) + (one == other) / 2 for one, other in sizes)

@@ -592,7 +592,7 @@ def test_ratings_become_thumbs_by_the_middle(doctor: Doctor, tmp_path: Path) -> 
         for n in range(100)
     ]
     status, text, _ = doctor(write(tmp_path / "my.jsonl", rows), "--nb", KTO)
-    assert status == 0 and "Ratings over 3 are taken as a thumb up" in " ".join(text.split())
+    assert status == 0 and "with one down, rated over or under 3" in " ".join(text.split())
     assert "rated in the middle" in " ".join(section(text, "Rows").split())
 
 

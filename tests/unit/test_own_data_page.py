@@ -59,7 +59,7 @@ def test_an_example_is_read_as_it_says(
         assert said in f"columns {columns}\n{capsys.readouterr().out}"
         return
     if preferences.form_of(rows) in ("pairs", "ratings", "thumbs"):
-        pairs = preferences.as_pairs(rows, "train split")
+        pairs, _ = preferences.read(rows, "train split")
         assert said in (printed := capsys.readouterr().out) and "Dropped" not in printed
         both = {"better": pairs["chosen"], "worse": pairs["rejected"]}
         told = {one: " | ".join(a[0]["content"] for a in found) for one, found in both.items()}

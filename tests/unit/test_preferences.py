@@ -17,6 +17,11 @@ pytestmark = pytest.mark.unit
 Row = dict[str, Any]
 
 
+def as_pairs(rows: Dataset) -> Dataset:
+    """Return rows as pairs, without what was dropped."""
+    return preferences.read(rows, "data")[0]
+
+
 def turn(role: str, content: str) -> Row:
     return {"role": role, "content": content}
 
@@ -95,7 +100,7 @@ FORMS: dict[str, tuple[Row, list[Row]]] = {
 
 @pytest.mark.parametrize(("row", "prompt"), FORMS.values(), ids=list(FORMS))
 def test_a_form_is_read(row: Row, prompt: list[Row]) -> None:
-    (found,) = preferences.as_pairs(Dataset.from_list([row]))
+    (found,) = as_pairs(Dataset.from_list([row]))
     assert found["prompt"] == prompt
     assert found["chosen"] == [GOOD] and found["rejected"] == [BAD]
 
@@ -121,7 +126,7 @@ def test_ratings_and_thumbs_become_pairs(
     ]
     rows += [{"prompt": "How?", "completion": "So.", name: values[0]}]
     rows += [{"prompt": "Who?", "completion": said, name: values[1]} for said in ("I.", "You.")]
-    (found,) = preferences.as_pairs(Dataset.from_list(rows))
+    (found,) = as_pairs(Dataset.from_list(rows))
     assert found["prompt"] == [ASKED] and found["chosen"] == [GOOD]
     assert found["rejected"][0]["content"] in ("No.", "Hm.")
     printed = capsys.readouterr().out
@@ -138,7 +143,7 @@ def test_what_is_no_rating_is_dropped_and_counted(
         for said, one in (("Because.", 5), ("No.", 1))
     ]
     rows.append({"prompt": "Why?", "completion": "Hm.", "rating": str(value)})
-    (found,) = preferences.as_pairs(Dataset.from_list(rows))
+    (found,) = as_pairs(Dataset.from_list(rows))
     assert found["chosen"] == [GOOD] and found["rejected"] == [BAD]
     assert "Dropped 1 rows of the data: no number, and neither up nor down" in (
         capsys.readouterr().out
@@ -166,21 +171,21 @@ def test_what_says_nothing_is_dropped_and_counted(
 ) -> None:
     scores = {"score_chosen": 9, "score_rejected": 2}
     right = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."} | scores
-    found = preferences.as_pairs(Dataset.from_list([right, right | changed]))
+    found = as_pairs(Dataset.from_list([right, right | changed]))
     assert len(found) == 1
     assert f"Dropped 1 rows of the data: {reason} (row 2)." in capsys.readouterr().out
     with pytest.raises(DataError, match="no usable row left"):
-        preferences.as_pairs(Dataset.from_list([right | changed]))
+        as_pairs(Dataset.from_list([right | changed]))
 
 
 def test_an_answer_that_tells_of_speakers_is_an_answer() -> None:
     """Not a whole conversation: there is a prompt; and within one, names in a line are no turns."""
     said = "A play.\n\nHuman: Who is it?\n\nAssistant: I."
     row = {"prompt": "Write a play.", "chosen": said, "rejected": "No."}
-    (found,) = preferences.as_pairs(Dataset.from_list([row]))
+    (found,) = as_pairs(Dataset.from_list([row]))
     assert found["chosen"] == [turn("assistant", said)]
     told = "\n\nHuman: Why?\n\nAssistant: the Human: I, and the Assistant: you"
-    (found,) = preferences.as_pairs(
+    (found,) = as_pairs(
         Dataset.from_list([{"chosen": told, "rejected": "\n\nHuman: Why?\n\nAssistant: No."}])
     )
     assert found["prompt"] == [ASKED] and found["rejected"] == [BAD]
@@ -189,15 +194,15 @@ def test_an_answer_that_tells_of_speakers_is_an_answer() -> None:
 
 def test_other_columns_and_tools_stay() -> None:
     row = {"prompt": "Why?", "chosen": "Because.", "rejected": "No.", "id": 7, "tools": CALL}
-    (found,) = preferences.as_pairs(Dataset.from_list([row]))
+    (found,) = as_pairs(Dataset.from_list([row]))
     assert found["id"] == 7 and found["tools"] == CALL
 
 
 def test_what_is_needed_is_said() -> None:
     with pytest.raises(DataError, match="`chosen` and `rejected`.*COOKBOOK_COLUMNS"):
-        preferences.as_pairs(Dataset.from_list([{"text": "Why?"}]))
+        as_pairs(Dataset.from_list([{"text": "Why?"}]))
     with pytest.raises(DataError, match="no prompt or no answer"):
-        preferences.as_pairs(Dataset.from_list([{"completion": "Why?", "rating": 3}]))
+        as_pairs(Dataset.from_list([{"completion": "Why?", "rating": 3}]))
 
 
 THUMBS: dict[str, tuple[Row, list[tuple[str, bool]]]] = {
@@ -227,7 +232,8 @@ THUMBS: dict[str, tuple[Row, list[tuple[str, bool]]]] = {
 @pytest.mark.parametrize("form", THUMBS)
 def test_preferences_become_single_answers(form: str) -> None:
     columns, expected = THUMBS[form]
-    found = preferences.as_thumbs(Dataset.from_dict(columns))
+    rows = Dataset.from_dict(columns)
+    found, _ = preferences.read(rows, "data", preferences.middle_of(rows))
     assert [one[0]["content"] for one in found["completion"]] == [text for text, _ in expected]
     assert found["label"] == [thumb for _, thumb in expected]
     assert {one[0]["role"] for one in found["prompt"]} == {"user"}
@@ -246,6 +252,17 @@ def test_both_splits_have_the_training_split_s_middle() -> None:
         preferences.thumb_splits(
             splits(disliked, [{"prompt": "t", "completion": "a", "label": "up"}])
         )
+
+
+def test_the_middle_is_that_of_the_rows_that_are_trained_on() -> None:
+    """Answers to a prompt are put together first: the lowest star may come from the test split."""
+    train = [{"prompt": "a", "completion": f"a{n}", "stars": n} for n in (3, 4, 5)]
+    train += [{"prompt": f"{n}", "completion": f"b{n}", "stars": n} for n in (3, 5)]
+    test = [{"prompt": "a", "completion": "z", "stars": 1}]
+    test += [{"prompt": f"t{n}", "completion": "c", "stars": n} for n in (2, 4)]
+    found = preferences.thumb_splits(splits(train, test))
+    assert len(found["train"]) == 4, "3 is the middle of 1 to 5"
+    assert found["test"]["label"] == [False, True]
 
 
 def test_prompts_take_turns() -> None:
@@ -317,7 +334,7 @@ def test_ids_are_those_of_the_answers(kind: str) -> None:
         {"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": f"{n} or {n + 1}, or so"}
         for n in range(4)
     ]
-    found = preferences.as_pairs(Dataset.from_list(rows))
+    found = as_pairs(Dataset.from_list(rows))
     chat.fit_template(tokenizer, found.select_columns("prompt").take(1))
     ends = chat.end_tokens(tokenizer)
     made = pairs.label_pairs({"train": found}, tokenizer, ends, 256)["train"]
@@ -337,7 +354,7 @@ def test_a_pair_with_a_long_answer_goes_as_a_whole(capsys: pytest.CaptureFixture
     tokenizer = templates.KINDS["ChatML"].tokenizer() if "ChatML" in templates.KINDS else None
     tokenizer = tokenizer or next(iter(templates.KINDS.values())).tokenizer()
     rows = [{"prompt": "Why?", "chosen": "So.", "rejected": "So and so." * n} for n in (1, 90)]
-    found = preferences.as_pairs(Dataset.from_list(rows))
+    found = as_pairs(Dataset.from_list(rows))
     ends = chat.end_tokens(tokenizer)
     made = pairs.label_pairs({"train": found}, tokenizer, ends, 64)["train"]
     assert len(made) == 1

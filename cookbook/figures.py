@@ -1,5 +1,6 @@
 """Pictures that explain more than words, one call each."""
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
@@ -175,6 +176,62 @@ def preferences(history: Sequence[dict[str, Any]], beta: float) -> Figure:
     axis.set(xlabel="optimizer step", ylabel="nats away from the reference")
     axis.legend()
     return _shown(figure)
+
+
+def calibration(promises: Sequence[tuple[float, float, int]]) -> Figure:
+    """Draw how often comparisons were right over how often they were promised to be.
+
+    `promises` are those of `rewards.calibration`: promised share, share that held, pairs.
+    """
+    figure, axis = plt.subplots(figsize=(4.4, 3.6))
+    axis.plot([0.5, 1], [0.5, 1], color=GREY, linestyle="--", label="as promised")
+    promised, held, pairs = zip(*promises)
+    axis.plot(promised, held, color=BLUE, marker="o", label="held-out pairs")
+    for x, y, count in promises:
+        axis.annotate(str(count), (x, y), textcoords="offset points", xytext=(5, -12), fontsize=8)
+    axis.set(xlabel="promised: sigmoid of the margin", ylabel="share in the right order")
+    axis.set(xlim=(0.48, 1.02), ylim=(min(0.45, *held) - 0.03, 1.03))
+    axis.legend(fontsize=9)
+    return _shown(figure)
+
+
+def over_optimisation(
+    counts: Sequence[int], truths: Sequence[float], rewards: Sequence[float]
+) -> Figure:
+    """Draw reward and truth of the best of n answers over how far that is from the policy.
+
+    The distance is log n - (n - 1) / n nats (Gao et al., 2022).
+    """
+    away = [math.log(n) - (n - 1) / n for n in counts]
+    figure, axis = plt.subplots(figsize=(7, 3.2))
+    _against(axis, away, rewards, truths)
+    axis.set_xticks(away, [f"{one:.2f}\nbest of {n}" for one, n in zip(away, counts)])
+    axis.set_xlabel("nats away from the policy")
+    return _shown(figure)
+
+
+def against_truth(history: Sequence[dict[str, Any]]) -> Figure:
+    """Draw the two rewards of a GRPO trainer over its steps: what it learns from, and the truth.
+
+    `history` is its `state.log_history`; the reward functions are called `learned` and `truth`.
+    """
+    learned, truth = (loss_curve(history, f"rewards/{one}/mean") for one in ("learned", "truth"))
+    figure, axis = plt.subplots(figsize=(7, 3.2))
+    steps = [step for step, _ in learned]
+    smooth = [moving_mean([value for _, value in curve], 4) for curve in (learned, truth)]
+    _against(axis, steps, *smooth)
+    axis.set_xlabel("optimizer step")
+    return _shown(figure)
+
+
+def _against(
+    axis: Axes, places: Sequence[float], rewards: Sequence[float], truths: Sequence[float]
+) -> None:
+    axis.plot(places, truths, color=BLUE, marker=".", label="truth")
+    axis.set_ylabel("truth", color=BLUE)
+    other = axis.twinx()
+    other.plot(places, rewards, color=RED, marker=".", linestyle="--", label="reward")
+    other.set_ylabel("reward", color=RED)
 
 
 def sharding(parts: Mapping[str, float], processes: int) -> Figure:

@@ -54,7 +54,7 @@ def read_prompts_once(trainer: "GRPOTrainer") -> None:
         with (
             trainer.accelerator.autocast(),
             disable_input_dtype_casting(model),
-            _generating_from_shared_prompts(model),
+            generating_from_shared_prompts(model),
         ):
             return sample(*args, **kwargs)
 
@@ -152,13 +152,14 @@ def _groups(prompts: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 @contextmanager
-def _generating_from_shared_prompts(model: Any) -> Iterator[None]:
+def generating_from_shared_prompts(model: Any) -> Iterator[None]:
     """Let `model.generate` begin from keys and values that were computed once for like prompts."""
     generate = model.generate
 
     def from_shared(**inputs: Any) -> Any:
         if inputs["input_ids"].shape[1] > 1:
-            cache = _read_but_last(model, inputs["input_ids"], inputs["attention_mask"])
+            begun = inputs.get("past_key_values")
+            cache = _read_but_last(model, inputs["input_ids"], inputs["attention_mask"], begun)
             inputs["past_key_values"] = cache
         return generate(**inputs)
 
@@ -171,15 +172,32 @@ def _generating_from_shared_prompts(model: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def _read_but_last(
-    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    begun: Cache | None = None,
 ) -> Cache:
-    """Return keys and values of all prompt tokens but the last, which generation reads itself."""
+    """Return keys and values of all prompt tokens but the last, which generation reads itself.
+
+    `begun` has those of the tokens with which all prompts begin, for each row.
+    """
     place, first = _groups(input_ids, attention_mask)
-    ids, mask = input_ids[first, :-1], attention_mask[first, :-1]
+    known = 0 if begun is None else begun.get_seq_length()
+    ids, mask = input_ids[first, known:-1], attention_mask[first, :-1]
+    if not ids.shape[1] and begun is not None:
+        return begun
+    if begun is not None:
+        begun.batch_select_indices(first)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)  # as `generate` counts them: not the padding
-    nowhere = torch.zeros_like(mask, dtype=torch.bool)
+    nowhere = torch.zeros_like(ids, dtype=torch.bool)
     with output_layer_at(model, nowhere):
-        read = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True)
+        read = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions[:, known:],
+            past_key_values=begun,
+            use_cache=True,
+        )
     cache: Cache = read.past_key_values
     cache.batch_select_indices(place)
     return cache

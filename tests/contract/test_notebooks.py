@@ -74,25 +74,9 @@ def test_imports(path: Path) -> None:
     assert rules.imports(read(path), allowed_distributions(rules.folder_of(path))) == []
 
 
-def copies() -> tuple[list[str], list[str]]:
-    """Return what notebooks share that should not: all but preference recipes, and those alone."""
-    found = rules.copies({str(path.relative_to(ROOT)): read(path) for path in notebooks()})
-    places = [one.partition(" is the same in ")[2].split(", ") for one in found]
-    alone = [all(name.startswith("06-") for name in names) for names in places]
-    return (
-        [one for one, apart in zip(found, alone) if not apart],
-        [one for one, apart in zip(found, alone) if apart],
-    )
-
-
 def test_nothing_is_copied_between_notebooks() -> None:
-    assert copies()[0] == []
-
-
-@pytest.mark.xfail(strict=True, reason="moves into the package with the third, the reward model")
-def test_nothing_is_copied_between_preference_recipes() -> None:
-    """They begin alike: a few answers shown, and then the model's own. One move, one recording."""
-    assert copies()[1] == []
+    by_name = {str(path.relative_to(ROOT)): read(path) for path in notebooks()}
+    assert rules.copies(by_name) == []
 
 
 # --- Each rule is broken once, and must say so ----------------------------------------------

@@ -350,8 +350,8 @@ EXERCISES: dict[str, tuple[Exercise, ...]] = {
             "every fifth thumb wrong",
             (
                 (
-                    'liked = is_right(text, problem["answer"])\n',
-                    'liked = is_right(text, problem["answer"]) != (len(found) % 5 == 0)\n',
+                    'liked = own_answers.is_right(text, problem["answer"])\n',
+                    'liked = own_answers.is_right(text, problem["answer"]) != (len(found) % 5 == 0)\n',
                 ),
             ),
             ("exact_match_sampled", "exact_match", "thumb_auc"),

@@ -3,14 +3,17 @@
 from collections.abc import Mapping, Sequence
 from statistics import mean
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cookbook import chat, evaluation, forms
+from cookbook import chat, cpu, evaluation, forms
+from cookbook.answers import score_answers
 from cookbook.chat import IGNORED
 from cookbook.data import DataError
+from cookbook.models import check_token_ids
 from cookbook.planner import Shape
 
 ANSWERS = ("chosen", "rejected")
@@ -103,12 +106,32 @@ def in_one_sequence(pairs: Dataset, which: str) -> Dataset:
 def log_probabilities(model: PreTrainedModel, pairs: Dataset, batch_size: int) -> torch.Tensor:
     """Return the log-probability of each pair's two answers, in nats: (pairs, 2), chosen first.
 
-    That of an answer is the sum over its tokens. Of single answers: (answers, 1).
+    That of an answer is the sum over its tokens. Of single answers: (answers, 1). A processor reads
+    a prompt once for all its answers in a batch.
     """
     answers = ANSWERS if "chosen_ids" in pairs.column_names else ONE
     rows = concatenate_datasets([in_one_sequence(pairs, one) for one in answers])
-    found = torch.tensor(evaluation.log_probabilities(model, rows, batch_size))
+    if cpu.can_share_prompts(model.config, recomputed=False):
+        found = _after_prompts(model, rows, batch_size)
+    else:
+        found = torch.tensor(evaluation.log_probabilities(model, rows, batch_size))
     return found.reshape(len(answers), len(pairs)).T
+
+
+@torch.inference_mode()
+def _after_prompts(model: PreTrainedModel, rows: Dataset, batch_size: int) -> torch.Tensor:
+    ids, labels = rows["input_ids"], rows["labels"]
+    order = sorted(range(len(ids)), key=lambda n: ids[n])  # those of a prompt together
+    found = torch.zeros(len(ids))
+    check_token_ids(model, ids)
+    with evaluation._evaluating(model), evaluation._autocast(model):
+        for at in range(0, len(order), batch_size):
+            batch = order[at : at + batch_size]
+            read = evaluation._pad([ids[n] for n in batch], 0)
+            said = evaluation._pad([labels[n] for n in batch], IGNORED)
+            scored: Any = score_answers(model, read.to(model.device), said.to(model.device))
+            found[batch] = scored.log_probs.sum(1)
+    return found
 
 
 def shapes(pairs: Dataset, settings: SimpleNamespace, shared: bool) -> tuple[Shape, Shape]:

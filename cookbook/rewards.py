@@ -1,20 +1,26 @@
 """A reward model: scores of answers, what they are worth, and the best of several."""
 
 import copy
+import functools
 import math
+import os
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import mean
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from cookbook import cpu
+from cookbook import cpu, pairs, planner
 from cookbook.evaluation import Conversation, _autocast, _batches, _evaluating, _pad
 from cookbook.profiles import CookbookError
 
@@ -138,6 +144,74 @@ def _after_prompts(model: Any, batch: Sequence[tuple[Ids, Ids]]) -> torch.Tensor
     hidden = rest.last_hidden_state[torch.arange(len(said)), torch.tensor(last)]
     logits: torch.Tensor = model.score(hidden)
     return logits[:, 0]
+
+
+def read_prompts_once(trainer: Any) -> None:
+    """Let a `RewardTrainer` read once what several answers of a batch begin with.
+
+    Both answers of a pair follow one prompt, and so do those of other pairs with it: the more of
+    them a batch has, the less is read (`by_prompt`). Rewards and gradients stay the same but for
+    rounding. Meant for the CPU. Raises ValueError if activations are recomputed, which leaves no
+    keys and values.
+    """
+    if trainer.args.activation_checkpointing or trainer.args.gradient_checkpointing:
+        raise ValueError("Set `activation_checkpointing=False`: prompts are kept to be shared.")
+    model = trainer.model
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    usual = model.forward
+
+    @functools.wraps(usual)
+    def forward(*args: Any, **inputs: Any) -> Any:
+        ids, mask = (inputs.get(name) for name in ("input_ids", "attention_mask"))
+        if not model.training or ids is None or mask is None or len(ids) % 2:
+            return usual(*args, **inputs)
+        rows = [tuple(row[:count]) for row, count in zip(ids.tolist(), mask.sum(1).tolist())]
+        logits = _after_prompts(model, _apart(rows))
+        return SequenceClassifierOutputWithPast(logits=logits[:, None])
+
+    model.forward = forward
+
+
+def _apart(rows: Sequence[Ids]) -> list[tuple[Ids, Ids]]:
+    """Return what each row begins with, and the rest.
+
+    The first half of the rows are the better answers, the second the worse ones: a pair begins
+    alike up to where its answers differ, and other pairs with less of it share that.
+    """
+    half = len(rows) // 2
+    both = [*zip(rows[:half], rows[half:])]
+    alike = [tuple(os.path.commonprefix(one))[: min(map(len, one)) - 1] for one in both]
+    starts = sorted({*alike}, key=len)
+    shortest = [next(one for one in starts if start[: len(one)] == one) for start in alike] * 2
+    return [(start, row[len(start) :]) for start, row in zip(shortest, rows)]
+
+
+def by_prompt(rows: Dataset, seed: int) -> Dataset:
+    """Return pairs with those of a prompt one after the other, the prompts in random order."""
+    rows = rows.shuffle(seed=seed)
+    order: dict[str, list[int]] = {}
+    for number, prompt in enumerate(rows["prompt_ids"]):
+        order.setdefault(str(prompt), []).append(number)
+    return rows.select([number for own in order.values() for number in own])
+
+
+def shapes(
+    rows: Dataset, settings: SimpleNamespace, shared: bool
+) -> tuple[planner.Shape, planner.Shape]:
+    """Return the longest and the typical micro-batch of pairs for a plan.
+
+    `rows` are in the order in which they are trained on. `shared` tells whether prompts are read
+    once for all answers (`read_prompts_once`); else there is one output for each answer.
+    """
+    longest, typical = pairs.shapes(rows, settings, shared)
+    if not shared:
+        return replace(longest, outputs=1), replace(typical, outputs=1)
+    size, ids = settings.per_device_train_batch_size, [*map(str, rows["prompt_ids"])]
+    different = [len({*ids[at : at + size]}) for at in range(0, len(ids), size)]
+    count = round(mean(different))
+    answers = max(1, round(2 * min(size, len(ids)) / count))
+    return longest, replace(typical, rows=count, answers=answers)
 
 
 def best_of(scores: Sequence[float], values: Sequence[float], count: int) -> float:

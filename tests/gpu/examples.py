@@ -159,6 +159,7 @@ EXAMPLES = {
     # Two rows a pair, which is what its trainer counts.
     "06-Preference-Tuning/DPO-Preference-Tuning": Examples(_compared, spare=8, counted=False),
     "06-Preference-Tuning/KTO-Thumbs-Up-Down": Examples(_judged, spare=8),
+    "06-Preference-Tuning/Reward-Model-and-Best-of-N": Examples(_compared, spare=8, counted=False),
 }
 LENGTHS = ("max_length", "block_size", "max_prompt_length")  # as the recipes name it
 

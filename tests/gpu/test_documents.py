@@ -42,7 +42,7 @@ def test_the_documents_show_the_records() -> None:
 
 def test_what_no_gpu_measured_is_said(tmp_path: Path) -> None:
     lines = documents.table(documents.records(tmp_path)).splitlines()
-    assert len(lines) == 2 + 20
+    assert len(lines) == 2 + 22
     assert all(NOT_MEASURED in line for line in lines[2:])
 
 

@@ -38,6 +38,7 @@ COLUMNS = {
     "04-Reasoning-Tuning/Qwen3-Reasoning-Conversational": {"prompt", "completion"},
     "06-Preference-Tuning/DPO-Preference-Tuning": {"prompt", "chosen", "rejected"},
     "06-Preference-Tuning/KTO-Thumbs-Up-Down": {"prompt", "completion", "label"},
+    "06-Preference-Tuning/Reward-Model-and-Best-of-N": {"prompt", "chosen", "rejected"},
 }
 # What counts against the length; the rest is counted elsewhere or not at all.
 COUNTED = {"text", "prompt", "completion", "document"}

@@ -86,6 +86,11 @@ ROWS: dict[str, Callable[[int], Row]] = {
         "chosen": [_turn("assistant", f"That is {2 * n}.")],
         "rejected": [_turn("assistant", f"That is {2 * n + 1}, I think.")],
     },
+    "Reward-Model-and-Best-of-N": lambda n: {
+        "prompt": [_turn("user", f"What is {n} and {n}?")],
+        "chosen": [_turn("assistant", f"That is {2 * n}.")],
+        "rejected": [_turn("assistant", f"I think it is {2 * n + 1}.")],
+    },
     "KTO-Thumbs-Up-Down": lambda n: {
         "prompt": [_turn("user", f"What is {n} and {n}?")],
         "completion": [_turn("assistant", f"That is {2 * n + n % 3}.")],

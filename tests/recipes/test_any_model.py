@@ -153,6 +153,7 @@ OWN: dict[str, tuple[str, dict[str, Any], Callable[[Path], Path]]] = {
     "05-Export-and-Serving/Export-and-Serve": ("llama", {"num_key_value_heads": 1}, as_messages),
     "06-Preference-Tuning/DPO-Preference-Tuning": ("gpt_neox", {}, as_ratings),
     "06-Preference-Tuning/KTO-Thumbs-Up-Down": ("phi", {}, as_thumbs),
+    "06-Preference-Tuning/Reward-Model-and-Best-of-N": ("olmo2", {}, as_ratings),
 }
 
 

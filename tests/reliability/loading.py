@@ -39,6 +39,7 @@ COLUMNS = {
     "Export-and-Serve": ("prompt", "completion"),
     "DPO-Preference-Tuning": ("prompt", "chosen", "rejected"),
     "KTO-Thumbs-Up-Down": ("prompt", "completion", "label"),
+    "Reward-Model-and-Best-of-N": ("prompt", "chosen", "rejected"),
 }
 # Training rows that suffice where one does not: an update takes them, or two labels or modes need
 # one each.

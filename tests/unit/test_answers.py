@@ -14,7 +14,7 @@ from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from cookbook import answers, training
+from cookbook import answers, cpu, pairs, training
 from cookbook.chat import IGNORED
 from tests.unit import tiny
 
@@ -105,7 +105,7 @@ def test_what_cannot_be_taken_apart_is_left_to_trl(labels: Any, mask: Any) -> No
     assert answers._follow_prompts(batch()["labels"], batch()["attention_mask"])
 
 
-def pairs(count: int = 8) -> Dataset:
+def pair_rows(count: int = 8) -> Dataset:
     def said(role: str, *numbers: int) -> list[dict[str, str]]:
         return [{"role": role, "content": " ".join(f"w{n % 40}" for n in numbers)}]
 
@@ -128,7 +128,7 @@ def curve(folder: Path, shared: bool, kind: str = "dpo", **settings: Any) -> lis
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.05)  # as after fine-tuning
-    rows = pairs()
+    rows = pair_rows()
     config: Any = DPOConfig
     make: Any = DPOTrainer
     if kind == "kto":
@@ -193,3 +193,26 @@ def test_generation_is_as_before(tmp_path: Path) -> None:
     trainer.model = model
     answers.read_prompts_once(trainer)
     assert model.generate(input_ids=ids, max_new_tokens=4, do_sample=False).equal(before)
+
+
+@pytest.mark.parametrize("make", [tiny.model, gpt2])
+@pytest.mark.parametrize("batch_size", [2, 16])
+def test_pairs_are_scored_as_whole_rows_are(
+    make: Any, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"prompt_ids": [3, *range(6, 6 + n % 3), 4], "chosen_ids": [20 + n, 1]}
+        | {"rejected_ids": [20 + n, *range(30, 31 + n), 1]}
+        for n in range(5)
+    ]
+    scored = Dataset.from_list(rows)
+    model: Any = get_peft_model(make(), LoraConfig(r=4, target_modules="all-linear"))
+    seen = []
+    for once in (False, True):
+        monkeypatch.setattr(cpu, "can_share_prompts", lambda *_, once=once, **__: once)
+        seen.append(pairs.log_probabilities(model, scored, batch_size))
+    assert seen[0].shape == (5, 2) and (seen[0] < 0).all()
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-4, atol=1e-4)
+    single = scored.rename_column("chosen_ids", "completion_ids").remove_columns("rejected_ids")
+    alone = pairs.log_probabilities(model, single, batch_size)
+    torch.testing.assert_close(alone, seen[0][:, :1], rtol=1e-4, atol=1e-4)

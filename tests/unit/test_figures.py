@@ -1,6 +1,9 @@
 """Pictures show what was asked for, also of tokens that Matplotlib would read as something."""
 
+from typing import Any
+
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cookbook import figures
@@ -20,20 +23,25 @@ def test_an_encoder_sees_all_and_a_decoder_what_was_written_before() -> None:
     assert [one.get_text() for one in axis.texts] == ["w5", "w6", "<end>"]
 
 
+def lines_of(figure: Figure) -> list[Any]:
+    """The lines of a figure's axes, one after the other."""
+    return [line for axis in figure.axes for line in axis.get_lines()]
+
+
 def test_promises_are_drawn_against_what_held() -> None:
-    (axis,) = figures.calibration([(0.55, 0.5, 12), (0.95, 0.8, 40)]).axes
-    diagonal, held = axis.get_lines()
+    figure = figures.calibration([(0.55, 0.5, 12), (0.95, 0.8, 40)])
+    diagonal, held = lines_of(figure)
     assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [0.5, 1]
     assert list(held.get_xdata()) == [0.55, 0.95] and list(held.get_ydata()) == [0.5, 0.8]
-    assert [one.get_text() for one in axis.texts] == ["12", "40"]
+    assert [one.get_text() for one in figure.axes[0].texts] == ["12", "40"]
 
 
 def test_reward_and_truth_have_an_axis_each() -> None:
-    of_truth, of_reward = figures.over_optimisation([1, 4], [0.3, 0.4], [-1.0, 2.0]).axes
-    (truth,), (reward,) = of_truth.get_lines(), of_reward.get_lines()
+    figure = figures.over_optimisation([1, 4], [0.3, 0.4], [-1.0, 2.0])
+    truth, reward = lines_of(figure)
     assert list(truth.get_ydata()) == [0.3, 0.4] and list(reward.get_ydata()) == [-1.0, 2.0]
     assert list(truth.get_xdata()) == pytest.approx([0.0, 1.386294 - 0.75])
-    labels = [one.get_text() for one in of_truth.get_xticklabels()]
+    labels = [one.get_text() for one in figure.axes[0].get_xticklabels()]
     assert labels == ["0.00\nbest of 1", "0.64\nbest of 4"]
 
 
@@ -42,8 +50,7 @@ def test_a_trainers_two_rewards_are_drawn_over_its_steps() -> None:
         {"step": n, "rewards/learned/mean": n / 2, "rewards/truth/mean": 1 - n / 8}
         for n in (1, 2, 3)
     ]
-    of_truth, of_reward = figures.against_truth(history).axes
-    (truth,), (reward,) = of_truth.get_lines(), of_reward.get_lines()
+    truth, reward = lines_of(figures.against_truth(history))
     assert list(truth.get_xdata()) == list(reward.get_xdata()) == [1, 2, 3]
     assert truth.get_ydata()[0] > truth.get_ydata()[-1]
     assert reward.get_ydata()[0] < reward.get_ydata()[-1]

@@ -2,12 +2,15 @@
 
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, MambaConfig, MambaForCausalLM
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import RewardTrainer
 
 from cookbook import cpu, evaluation, rewards
 from cookbook.profiles import CookbookError
@@ -22,14 +25,14 @@ ANSWERS = [[20, 21, 1], [22, 1], [23, 24, 25, 26, 1], [1], [20, 21, 1]]
 def judge(adapted: bool, pad: int = 0) -> Any:
     """A reward model of a tiny model whose adapter does something."""
     model: Any = tiny.model()
-    settings = {"r": 4, "target_modules": "all-linear"}
+    settings: dict[str, Any] = {"r": 4, "target_modules": "all-linear"}
     model = get_peft_model(model, LoraConfig(**settings, task_type="CAUSAL_LM"))
     for name, one in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(one, std=0.2)
     made: Any = rewards.begin_from(model, pad)
     if adapted:
-        of_head = {"modules_to_save": ["score"], "task_type": "SEQ_CLS"}
+        of_head: dict[str, Any] = {"modules_to_save": ["score"], "task_type": "SEQ_CLS"}
         made = get_peft_model(made, LoraConfig(**settings, **of_head))
     return made
 
@@ -73,7 +76,7 @@ def test_like_answers_are_scored_once_and_prompts_read_once() -> None:
 
 
 def test_texts_end_where_the_turn_ends() -> None:
-    model, words = judge(adapted=False), tiny.tokenizer()
+    model, words = judge(adapted=False), cast(Any, tiny.tokenizer())
     talk = [{"role": "user", "content": "w1 w2"}]
     ids = words.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
     said = words("w5 w6", add_special_tokens=False)["input_ids"]
@@ -82,7 +85,7 @@ def test_texts_end_where_the_turn_ends() -> None:
 
 
 def test_a_reward_model_begins_as_the_policy(tmp_path: Path) -> None:
-    """Its hidden states are those of the merged policy, which is left alone; and it can be saved."""
+    """Its hidden states are the merged policy's, which is left alone; and it can be saved."""
     policy: Any = tiny.model()
     policy = get_peft_model(policy, LoraConfig(r=4, target_modules="all-linear"))
     for name, one in policy.named_parameters():
@@ -115,7 +118,7 @@ def test_the_seed_draws_the_new_layer() -> None:
 
 
 def test_an_architecture_without_a_classifier_is_named() -> None:
-    settings = {"vocab_size": 46, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    settings: dict[str, Any] = {"vocab_size": 46, "hidden_size": 16, "num_hidden_layers": 1}
     with pytest.raises(CookbookError, match="mamba.*COOKBOOK_MODEL"):
         rewards.begin_from(MambaForCausalLM(MambaConfig(**settings)), 0)
 
@@ -156,3 +159,80 @@ def test_calibration_compares_promise_and_truth() -> None:
     assert found[0][1] == pytest.approx(2 / 3) and found[1][1] == pytest.approx(2 / 3)
     assert 0.5 < found[0][0] < 0.6 and 0.9 < found[1][0] < 1
     assert evaluation.score([held for _, held, _ in found]).value == pytest.approx(2 / 3)
+
+
+PAIRS = [
+    {"chosen_ids": [3, 6, 7, 8, 4, 20, 21, 1], "rejected_ids": [3, 6, 7, 8, 4, 20, 22, 23, 1]},
+    {"chosen_ids": [3, 6, 7, 8, 4, 20, 21, 1], "rejected_ids": [3, 6, 7, 8, 4, 30, 1]},
+    {"chosen_ids": [3, 9, 4, 25, 1], "rejected_ids": [3, 9, 4, 1]},
+    {"chosen_ids": [3, 9, 4, 25, 1], "rejected_ids": [3, 9, 4, 25, 26, 1]},  # one begins the other
+]
+
+
+def trainer(folder: Path, once: bool, **settings: Any) -> RewardTrainer:
+    """A short training on pairs, some of one prompt."""
+    chosen: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "center_rewards_coefficient": 0.01,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "bf16": False,
+        "use_cpu": True,
+        "activation_checkpointing": False,
+        "disable_dropout": True,
+    }
+    made = RewardTrainer(
+        model=judge(adapted=True),
+        args=RewardConfig(**chosen | settings),
+        train_dataset=Dataset.from_list(PAIRS),
+        processing_class=tiny.tokenizer(),
+    )
+    if once:
+        rewards.read_prompts_once(made)
+    return made
+
+
+def test_a_trainer_takes_the_same_steps(tmp_path: Path) -> None:
+    seen = []
+    for once in (False, True):
+        one = trainer(tmp_path, once)
+        read: list[int] = []
+        model: Any = one.model
+        table = model.get_input_embeddings()
+        table.register_forward_hook(lambda _, ids, __, read=read: read.append(ids[0].numel()))
+        one.train()
+        kept = ("loss", "grad_norm", "mean_reward", "margin")
+        history = [entry for entry in one.state.log_history if "loss" in entry]
+        seen.append(([{key: float(e[key]) for key in kept} for e in history], sum(read)))
+    (apart, tokens), (shared, fewer) = seen
+    assert len(apart) == len(shared) == 3 and apart[0]["grad_norm"] > 0
+    for expected, found in zip(apart, shared):
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert fewer < 0.7 * tokens
+
+
+def test_rows_are_taken_apart_where_answers_begin_to_differ() -> None:
+    rows = [tuple(one[f"{which}_ids"]) for which in ("chosen", "rejected") for one in PAIRS]
+    found = rewards._apart(rows)
+    assert [start + rest for start, rest in found] == rows and all(rest for _, rest in found)
+    assert [start for start, _ in found[:4]] == [start for start, _ in found[4:]]
+    assert len({start for start, _ in found}) == 2  # one for each prompt
+
+
+def test_recomputed_activations_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="activation_checkpointing=False"):
+        trainer(tmp_path, True, activation_checkpointing=True)
+
+
+def test_pairs_of_a_prompt_stand_together_in_a_random_order() -> None:
+    rows = Dataset.from_list([{"prompt_ids": [n % 7], "number": n} for n in range(28)])
+    made = rewards.by_prompt(rows, 0)
+    prompts = [one[0] for one in made["prompt_ids"]]
+    assert sorted(made["number"]) == [*range(28)]
+    assert [one for one, _ in itertools.groupby(prompts)] == [*dict.fromkeys(prompts)]
+    assert prompts != sorted(prompts)
+    assert rewards.by_prompt(rows, 1)["number"] != made["number"]

@@ -49,9 +49,10 @@ class Recipe:
         self.cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
         self.source = "\n".join(self.cells)
         self.texts = "data.text_batches" in self.source
-        self.grpo = "GRPOTrainer(" in self.source
         self.judges = "KTOTrainer(" in self.source  # single answers, by thumbs
-        self.prefers = self.judges or "DPOTrainer(" in self.source
+        of_pairs = ("DPOTrainer(", "RewardTrainer(")
+        self.prefers = self.judges or any(one in self.source for one in of_pairs)
+        self.grpo = "GRPOTrainer(" in self.source and not self.prefers
         self.checks = self.grpo or self.prefers  # results of problems, by a program
         self.figures = "#### figure" in self.source
         self.pairs = self._pairs()

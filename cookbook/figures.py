@@ -205,7 +205,7 @@ def over_optimisation(
     away = [math.log(n) - (n - 1) / n for n in counts]
     figure, axis = plt.subplots(figsize=(7, 3.2))
     _against(axis, away, rewards, truths)
-    axis.set_xticks(away, [f"{one:.2f}\nbest of {n}" for one, n in zip(away, counts)])
+    axis.set_xticks(away, [f"{one:.2f}\nn = {n}" for one, n in zip(away, counts)])
     axis.set_xlabel("nats away from the policy")
     return _shown(figure)
 

@@ -47,6 +47,12 @@ THUMBS = {
     "nats, down": r"reference: up [+-][\d.]+, down ([+-][\d.]+)",
 }
 
+COUNTED = 'print(f"training {training.train_in_float32(reward_model):,} weights")\n'
+ALONE = "reward_model.requires_grad_(False).base_model.model.score.requires_grad_(True)"
+
+# What the reward model says of a policy that was trained to please it.
+PLEASED = {"reward of a greedy answer": r"reward of a greedy answer ([+-][\d.]+)"}
+
 EXERCISES: dict[str, tuple[Exercise, ...]] = {
     "01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning": (
         Exercise(
@@ -351,7 +357,8 @@ EXERCISES: dict[str, tuple[Exercise, ...]] = {
             (
                 (
                     'liked = own_answers.is_right(text, problem["answer"])\n',
-                    'liked = own_answers.is_right(text, problem["answer"]) != (len(found) % 5 == 0)\n',
+                    'liked = own_answers.is_right(text, problem["answer"]) '
+                    "!= (len(found) % 5 == 0)\n",
                 ),
             ),
             ("exact_match_sampled", "exact_match", "thumb_auc"),
@@ -362,6 +369,28 @@ EXERCISES: dict[str, tuple[Exercise, ...]] = {
             (setting("loss_type", '"kto"', '"apo_zero_unpaired"'),),
             ("exact_match_sampled", "exact_match", "seconds", *THUMBS),
             THUMBS,
+        ),
+    ),
+    "06-Preference-Tuning/Reward-Model-and-Best-of-N": (
+        Exercise(
+            "leash",
+            "`rl_beta` 0.1",
+            (setting("rl_beta", "0.0", "0.1"),),
+            ("exact_match_policy", "reward of a greedy answer"),
+            PLEASED,
+        ),
+        Exercise(
+            "fewer",
+            "`sampled_problems` 96",
+            (setting("sampled_problems", "288", "96"),),
+            ("pair_accuracy", "exact_match_best_of_4", "best of 16"),
+            {"best of 16": r"best of 16 +exact_match ([\d.]+) "},
+        ),
+        Exercise(
+            "probe",
+            "the new layer alone",
+            ((COUNTED, f"{ALONE}\n{COUNTED}"),),
+            ("pair_accuracy", "exact_match_best_of_4", "exact_match_voted", "seconds"),
         ),
     ),
 }

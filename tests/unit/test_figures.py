@@ -42,7 +42,7 @@ def test_reward_and_truth_have_an_axis_each() -> None:
     assert list(truth.get_ydata()) == [0.3, 0.4] and list(reward.get_ydata()) == [-1.0, 2.0]
     assert list(truth.get_xdata()) == pytest.approx([0.0, 1.386294 - 0.75])
     labels = [one.get_text() for one in figure.axes[0].get_xticklabels()]
-    assert labels == ["0.00\nbest of 1", "0.64\nbest of 4"]
+    assert labels == ["0.00\nn = 1", "0.64\nn = 4"]
 
 
 def test_a_trainers_two_rewards_are_drawn_over_its_steps() -> None:

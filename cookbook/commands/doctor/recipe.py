@@ -54,6 +54,7 @@ class Recipe:
         self.prefers = self.judges or any(one in self.source for one in of_pairs)
         self.grpo = "GRPOTrainer(" in self.source and not self.prefers
         self.checks = self.grpo or self.prefers  # results of problems, by a program
+        self.asks = "own_answers.Asker(" in self.source  # the model, for answers to problems
         self.figures = "#### figure" in self.source
         self.pairs = self._pairs()
         self.apart = next(iter(re.findall(r'apart="(\w+)"', self.source)), "")
@@ -69,10 +70,14 @@ class Recipe:
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "as_pairs":
                 asked, answered = ast.literal_eval(node.args[1])
                 return str(asked), str(answered)
-        return None
+        return ("prompt", "completion") if self.asks else None
 
     def instruction(self, labels: Iterable[str]) -> str:
         """Return the system text that the recipe puts before every question; empty without one."""
+        if self.asks:
+            from cookbook.own_answers import INSTRUCTION
+
+            return INSTRUCTION
         given: Names = {"labels": list(labels)}
         for node in self._nodes():
             if isinstance(node, ast.Assign) and _assigns(node, {"INSTRUCTION"}):
@@ -81,6 +86,10 @@ class Recipe:
 
     def choose_template(self, tokenizer: Any) -> None:
         """Give the tokenizer the template that the recipe gives it, if it does."""
+        if self.asks:
+            from cookbook.own_answers import PLAIN_TEMPLATE
+
+            tokenizer.chat_template = tokenizer.chat_template or PLAIN_TEMPLATE
         given: Names = {"tokenizer": tokenizer}
         # The first cell that does: a later one may set it back, to compare.
         cell = next((one for one in self.cells if "tokenizer.chat_template = " in one), "")
@@ -118,8 +127,10 @@ class Recipe:
             return made[-1]
 
         last = next(n for n, cell in enumerate(self.cells) if "planner.plan_training(" in cell)
-        shown = max(n for n, cell in enumerate(self.cells[:last]) if "SupervisedView(" in cell)
-        first = last if self.texts or self.prefers else shown + 1
+        first = last
+        if not self.texts and not self.prefers:
+            shows = [n for n, cell in enumerate(self.cells[:last]) if "SupervisedView(" in cell]
+            first = shows[-1] + 1
         body = [node for cell in self.cells[first : last + 1] for node in ast.parse(cell).body]
         if self.prefers:  # answers may be made by the model: only the adapter is needed before
             body[:0] = [node for node in self._nodes() if _assigns(node, {"lora"})]

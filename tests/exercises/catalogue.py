@@ -51,7 +51,10 @@ COUNTED = 'print(f"training {training.train_in_float32(reward_model):,} weights"
 ALONE = "reward_model.requires_grad_(False).base_model.model.score.requires_grad_(True)"
 
 # What the reward model says of a policy that was trained to please it.
-PLEASED = {"reward of a greedy answer": r"reward of a greedy answer ([+-][\d.]+)"}
+PLEASED = {
+    "sampled, after training to please": r"sampled +([\d.]+) [^\n]*\nreward of a greedy answer",
+    "reward of a greedy answer": r"reward of a greedy answer ([+-][\d.]+)",
+}
 
 EXERCISES: dict[str, tuple[Exercise, ...]] = {
     "01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning": (
@@ -376,13 +379,13 @@ EXERCISES: dict[str, tuple[Exercise, ...]] = {
             "leash",
             "`rl_beta` 0.1",
             (setting("rl_beta", "0.0", "0.1"),),
-            ("exact_match_policy", "reward of a greedy answer"),
+            ("sampled, after training to please", "reward of a greedy answer"),
             PLEASED,
         ),
         Exercise(
             "fewer",
             "`sampled_problems` 96",
-            (setting("sampled_problems", "288", "96"),),
+            (setting("sampled_problems", "256", "96"),),
             ("pair_accuracy", "exact_match_best_of_4", "best of 16"),
             {"best of 16": r"best of 16 +exact_match ([\d.]+) "},
         ),

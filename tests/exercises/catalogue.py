@@ -393,7 +393,7 @@ EXERCISES: dict[str, tuple[Exercise, ...]] = {
             "probe",
             "the new layer alone",
             ((COUNTED, f"{ALONE}\n{COUNTED}"),),
-            ("pair_accuracy", "exact_match_best_of_4", "exact_match_voted", "seconds"),
+            ("pair_accuracy", "exact_match_best_of_4", "exact_match_voted"),
         ),
     ),
 }

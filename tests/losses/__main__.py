@@ -61,7 +61,6 @@ class Cells:
         notebook = nbformat.read(NOTEBOOK, as_version=4)
         self.code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
         self.names: Names = {"__name__": "losses"}
-        self.digest = code_digest(notebook)
 
     def place(self, text: str) -> int:
         """Return the number of the cell that begins with a text. Raises LookupError."""
@@ -112,10 +111,11 @@ def _scores(names: Names) -> Content:
     }
 
 
-def measured(cells: Cells, seed: int, wanted: Sequence[str]) -> Iterator[tuple[str, Content]]:
+def measured(seed: int, wanted: Sequence[str]) -> Iterator[tuple[str, Content]]:
     """Yield each loss with what it came to, the start first."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
+    cells = Cells()
     with _as_the_notebook_runs(seed) as runs:
         trains = cells.place("trainer = DPOTrainer(")
         cells.run(0, trains)
@@ -139,10 +139,13 @@ def measured(cells: Cells, seed: int, wanted: Sequence[str]) -> Iterator[tuple[s
 
 def measure(seeds: Sequence[int]) -> None:
     """Measure what is missing, and keep it after each loss."""
-    cells = Cells()
     device, precision = device_name(), str(compute_dtype()).removeprefix("torch.")
     path = RESULTS / f"{device.lower().replace(' ', '-')}-{precision}.json"
-    of = {"notebook": cells.digest, "device": device, "precision": precision}
+    of = {
+        "notebook": code_digest(nbformat.read(NOTEBOOK, as_version=4)),
+        "device": device,
+        "precision": precision,
+    }
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if {name: kept.get(name) for name in of} != of:
         kept = of | {"betas": LOSSES, "samples": SAMPLES, "found": {}}
@@ -151,8 +154,7 @@ def measure(seeds: Sequence[int]) -> None:
         wanted = [one for one in (BEFORE, *LOSSES) if one not in found]
         if not wanted:
             continue
-        cells.names = {"__name__": "losses"}
-        for loss, scores in measured(cells, seed, wanted):
+        for loss, scores in measured(seed, wanted):
             found[loss] = scores
             kept["date"] = datetime.now(UTC).date().isoformat()
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -71,10 +71,11 @@ def since(run: record.Run, metric: str, kind: str, name: str) -> dict[str, Any]:
     return moved
 
 
-def from_chance(run: record.Run, metric: str, chance: float) -> dict[str, Any]:
-    """A run's metric with what chance gives in place of that before training."""
-    (one,) = (one for one in run["metrics"] if one["name"] == metric)
-    return dict(one) | {"before": chance}
+def from_chance(run: record.Run) -> record.Run:
+    """A run with what chance gives as its metrics before training, where they are in CHANCE."""
+    chances = CHANCE.get(run["recipe"], {})
+    metrics = [one | {"before": chances.get(one["name"], one["before"])} for one in run["metrics"]]
+    return run | {"metrics": metrics}
 
 
 def marked(path: Path) -> object:
@@ -114,16 +115,11 @@ def test_the_notebook_runs_and_learns(
     record_property("scores", ", ".join(scores))
     recorded = [one for one in record.recorded_runs(content["recipe"]) if one["profile"] == "cpu"]
     kept = MUST_KEEP.get(content["recipe"], {})
-    for one in content["metrics"]:
+    for one in from_chance(content)["metrics"]:
         if one["name"] in kept:
             assert one["after"] >= kept[one["name"]], one
             continue
-        chance = CHANCE.get(content["recipe"], {}).get(one["name"])
-        earlier = recorded
-        if chance is not None:
-            earlier = [{"metrics": [from_chance(run, one["name"], chance)]} for run in recorded]
-            one = one | {"before": chance}
-        margin = record.learning_margin(earlier, one["name"])
+        margin = record.learning_margin([*map(from_chance, recorded)], one["name"])
         assert margin > 0, f"{one['name']}: a recorded seed got worse"
         assert record.improvement(one) >= margin, f"{one['name']}: less than {margin:.3f} better"
     for metric, baseline in MUST_BEAT.get(content["recipe"], {}).items():

@@ -16,7 +16,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from cookbook import answers, cpu, pairs, training
 from cookbook.chat import IGNORED
-from tests.unit import tiny
+from tests.unit import tiny, trainers
 
 pytestmark = pytest.mark.unit
 
@@ -135,18 +135,7 @@ def curve(folder: Path, shared: bool, kind: str = "dpo", **settings: Any) -> lis
         rows = rows.rename_column("chosen", "completion").remove_columns("rejected")
         rows = rows.add_column("label", [True, False] * 4)
         config, make = KTOConfig, KTOTrainer
-    common: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": 3,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "report_to": [],
-        "save_strategy": "no",
-        "use_cpu": True,
-        "activation_checkpointing": False,
-        "bf16": False,
-    }
+    common = trainers.short(folder, per_device_train_batch_size=4)
     trainer: Any = make(
         model=model,
         args=config(**common | settings),

@@ -11,7 +11,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from cookbook import groups
-from tests.unit import tiny
+from tests.unit import tiny, trainers
 
 pytestmark = pytest.mark.unit
 
@@ -82,24 +82,15 @@ def _trainer(folder: Path, **settings: Any) -> GRPOTrainer:
     )
     problems = [" ".join(tiny.WORDS[start:end]) for start, end in ((0, 14), (3, 12), (20, 34))]
     common: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": 3,
         "per_device_train_batch_size": 6,
         "gradient_accumulation_steps": 2,
         "num_generations": 4,
         "max_completion_length": LENGTH,
-        "learning_rate": 1e-2,
         "beta": 0.1,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "bf16": False,
-        "use_cpu": True,
-        "activation_checkpointing": False,
     }
     return GRPOTrainer(
         model=model,
-        args=GRPOConfig(**common | settings),
+        args=GRPOConfig(**trainers.short(folder, **common) | settings),
         reward_funcs=lambda completion_ids, **_: [sum(one) % 7 / 7 for one in completion_ids],
         train_dataset=Dataset.from_dict({"prompt": problems * 8}),
         processing_class=words,

@@ -14,7 +14,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from cookbook import cpu, evaluation, rewards
 from cookbook.profiles import CookbookError
-from tests.unit import tiny
+from tests.unit import tiny, trainers
 
 pytestmark = pytest.mark.unit
 
@@ -171,23 +171,10 @@ PAIRS = [
 
 def trainer(folder: Path, once: bool, **settings: Any) -> RewardTrainer:
     """A short training on pairs, some of one prompt."""
-    chosen: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": 3,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "center_rewards_coefficient": 0.01,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "bf16": False,
-        "use_cpu": True,
-        "activation_checkpointing": False,
-        "disable_dropout": True,
-    }
+    chosen = {"per_device_train_batch_size": 4, "center_rewards_coefficient": 0.01}
     made = RewardTrainer(
         model=judge(adapted=True),
-        args=RewardConfig(**chosen | settings),
+        args=RewardConfig(**trainers.short(folder, **chosen) | settings),
         train_dataset=Dataset.from_list(PAIRS),
         processing_class=tiny.tokenizer(),
     )

@@ -54,7 +54,6 @@ class Recipe:
         self.prefers = self.judges or any(one in self.source for one in of_pairs)
         self.grpo = "GRPOTrainer(" in self.source and not self.prefers
         self.checks = self.grpo or self.prefers  # results of problems, by a program
-        self.asks = "own_answers.Asker(" in self.source  # the model, for answers to problems
         self.figures = "#### figure" in self.source
         self.pairs = self._pairs()
         self.apart = next(iter(re.findall(r'apart="(\w+)"', self.source)), "")
@@ -70,11 +69,11 @@ class Recipe:
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "as_pairs":
                 asked, answered = ast.literal_eval(node.args[1])
                 return str(asked), str(answered)
-        return ("prompt", "completion") if self.asks else None
+        return ("prompt", "completion") if self.prefers else None
 
     def instruction(self, labels: Iterable[str]) -> str:
         """Return the system text that the recipe puts before every question; empty without one."""
-        if self.asks:
+        if self.prefers:  # of problems, which the package makes prompts of
             from cookbook.own_answers import INSTRUCTION
 
             return INSTRUCTION
@@ -86,7 +85,7 @@ class Recipe:
 
     def choose_template(self, tokenizer: Any) -> None:
         """Give the tokenizer the template that the recipe gives it, if it does."""
-        if self.asks:
+        if self.prefers:  # of problems, which the package makes prompts of
             from cookbook.own_answers import PLAIN_TEMPLATE
 
             tokenizer.chat_template = tokenizer.chat_template or PLAIN_TEMPLATE

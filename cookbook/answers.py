@@ -1,6 +1,7 @@
 """DPO and KTO without reading a prompt once for each of its answers."""
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,7 @@ from transformers import PreTrainedModel
 
 from cookbook.chat import IGNORED
 from cookbook.evaluation import _pad
-from cookbook.groups import answer_logits, in_place
+from cookbook.groups import answer_logits, check_kept, in_place, without_shell
 
 if TYPE_CHECKING:
     from trl.trainer.utils import FusedCausalLMOutput
@@ -24,11 +25,8 @@ def read_prompts_once(trainer: Any) -> None:
     it got. What is computed stays the same but for rounding. Meant for the CPU; not measured on a
     GPU. Raises ValueError if activations are recomputed, which leaves no keys and values.
     """
-    if trainer.args.activation_checkpointing or trainer.args.gradient_checkpointing:
-        raise ValueError("Set `activation_checkpointing=False`: prompts are kept to be shared.")
-    model = trainer.model
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
+    check_kept(trainer)
+    model = without_shell(trainer.model)
     usual = model.forward
 
     @functools.wraps(usual)  # `generate` looks at the signature
@@ -56,6 +54,23 @@ def _follow_prompts(labels: torch.Tensor, mask: torch.Tensor | None) -> bool:
     return padded_on_the_right and whole and bool((starts > 0).all())
 
 
+def beside(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return tokens, mask and positions, each (rows, length), of prompts with their answers.
+
+    Padding is left of prompts and right of answers: these begin at one place in all rows.
+    """
+    ids, mask = (
+        torch.cat([_pad(before, 0, at=0), _pad(after, 0)], dim=1)
+        for before, after in (
+            (prompts, answers),
+            tuple([[1] * len(one) for one in part] for part in (prompts, answers)),
+        )
+    )
+    return ids, mask, (mask.cumsum(-1) - 1).clamp(min=0)
+
+
 def score_answers(
     model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor
 ) -> "FusedCausalLMOutput":
@@ -69,17 +84,9 @@ def score_answers(
     answers = labels != IGNORED
     starts, counts = answers.int().argmax(1).tolist(), answers.sum(1).tolist()
     rows = input_ids.tolist()
-    # Prompts end, and answers begin, at one place in all rows.
     prompts = [row[:start] for row, start in zip(rows, starts)]
     said = [row[start : start + count] for row, start, count in zip(rows, starts, counts)]
-    ids, mask = (
-        torch.cat([_pad(before, 0, at=0), _pad(after, 0)], dim=1).to(input_ids.device)
-        for before, after in (
-            (prompts, said),
-            ([[1] * one for one in starts], [[1] * one for one in counts]),
-        )
-    )
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    ids, mask, positions = (one.to(input_ids.device) for one in beside(prompts, said))
     logits, targets = answer_logits(model, ids, mask, max(counts), positions)
     logits = logits.float()
     found = {"log_probs": -functional.cross_entropy(logits, targets, reduction="none")}

@@ -1,7 +1,7 @@
 """Prompts that are read once for all their answers: GRPO, and what `answers` makes of it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,8 +22,7 @@ def read_prompts_once(trainer: "GRPOTrainer") -> None:
     and samples in the precision of training. Meant for the CPU, with short answers; not measured
     on a GPU. Raises ValueError if activations are recomputed, which leaves no keys and values.
     """
-    if trainer.args.activation_checkpointing or trainer.args.gradient_checkpointing:
-        raise ValueError("Set `activation_checkpointing=False`: prompts are kept to be shared.")
+    check_kept(trainer)
     from peft.helpers import disable_input_dtype_casting
 
     sample: Any = trainer._generate_single_turn
@@ -63,6 +62,17 @@ def read_prompts_once(trainer: "GRPOTrainer") -> None:
     changed._generate_single_turn = generate
 
 
+def check_kept(trainer: Any) -> None:
+    """Raise ValueError if a trainer recomputes activations, and keeps no keys and values."""
+    if trainer.args.activation_checkpointing or trainer.args.gradient_checkpointing:
+        raise ValueError("Set `activation_checkpointing=False`: prompts are kept to be shared.")
+
+
+def without_shell(model: Any) -> Any:
+    """Return a model as its adapters are in it, without peft's class around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def answer_log_probabilities(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
@@ -98,37 +108,58 @@ def answer_logits(
     tokens come first, then the others row by row, as `in_place` takes them. `position_ids` say
     where rows' tokens stand; without them the model counts padding, too.
     """
-    mask = attention_mask[:, -length:].bool()
-    prompts, prompt_mask = input_ids[:, :-length], attention_mask[:, :-length]
-    last = torch.zeros_like(prompt_mask, dtype=torch.bool)
-    last[:, -1] = True
-    place, first = _groups(prompts, prompt_mask)
-    of_prompts, of_answers = {}, {}
-    if position_ids is not None:
-        of_prompts["position_ids"] = position_ids[first, :-length]
-        of_answers["position_ids"] = position_ids[:, -length:-1]
-    with output_layer_at(model, last[first]):
-        read = model(
-            input_ids=prompts[first],
-            attention_mask=prompt_mask[first],
-            use_cache=True,
-            **of_prompts,
-        )
-    # The prompt's last position predicts an answer's first token.
-    answers, begun = input_ids[:, -length:], mask[:, 0]
+    answers, mask = input_ids[:, -length:], attention_mask[:, -length:].bool()
+    wanted = torch.zeros_like(input_ids[:, :-1], dtype=torch.bool)
+    wanted[:, -length] = True  # the prompt's last position predicts an answer's first token
+    wanted[:, wanted.shape[1] - length + 1 :] = mask[:, 1:]
+    read, rest, place = read_apart(
+        model,
+        input_ids[:, :-1],
+        attention_mask[:, :-1],
+        input_ids.shape[1] - length,
+        None if position_ids is None else position_ids[:, :-1],
+        wanted,
+    )
+    begun = mask[:, 0]
     logits, targets = read.logits[place[begun]], answers[begun, 0]
-    if length == 1:
+    if rest is None:
         return logits, targets
-    read.past_key_values.batch_select_indices(place)
-    with output_layer_at(model, mask[:, 1:]):
-        rest = model(
-            input_ids=input_ids[:, -length:-1],
-            attention_mask=attention_mask[:, :-1],
-            past_key_values=read.past_key_values,
-            use_cache=True,
-            **of_answers,
-        )
     return torch.cat([logits, rest.logits]), torch.cat([targets, answers[:, 1:][mask[:, 1:]]])
+
+
+def read_apart(
+    model: Any,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    start: int,
+    position_ids: torch.Tensor | None = None,
+    wanted: torch.Tensor | None = None,
+) -> tuple[Any, Any, torch.Tensor]:
+    """Read rows (batch, length) whose first `start` places are often alike: those once.
+
+    Returns what `model` gave for the different beginnings, what it gave for the other places of
+    each row, None where there are none, and the beginning of each row (batch,). `wanted` tells the
+    places (batch, length) at which the output layer runs, of a model that has one.
+    """
+    place, first = _groups(input_ids[:, :start], attention_mask[:, :start])
+
+    def read(rows: torch.Tensor | slice, places: slice, cache: Cache | None) -> Any:
+        positions = {} if position_ids is None else {"position_ids": position_ids[rows, places]}
+        with nullcontext() if wanted is None else output_layer_at(model, wanted[rows, places]):
+            return model(
+                input_ids=input_ids[rows, places],
+                attention_mask=attention_mask[rows, : places.stop],
+                past_key_values=cache,
+                use_cache=True,
+                **positions,
+            )
+
+    begun = read(first, slice(0, start), None)
+    if start == input_ids.shape[1]:
+        return begun, None, place
+    begun.past_key_values.batch_select_indices(place)
+    rest = read(slice(None), slice(start, None), begun.past_key_values)
+    return begun, rest, place
 
 
 def in_place(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -182,12 +213,13 @@ def _read_but_last(
     `begun` has those of the tokens with which all prompts begin, for each row.
     """
     place, first = _groups(input_ids, attention_mask)
-    known = 0 if begun is None else begun.get_seq_length()
-    ids, mask = input_ids[first, known:-1], attention_mask[first, :-1]
-    if not ids.shape[1] and begun is not None:
-        return begun
+    known = 0
     if begun is not None:
+        known = begun.get_seq_length()
+        if known == input_ids.shape[1] - 1:
+            return begun
         begun.batch_select_indices(first)
+    ids, mask = input_ids[first, known:-1], attention_mask[first, :-1]
     positions = (mask.cumsum(-1) - 1).clamp(min=0)  # as `generate` counts them: not the padding
     nowhere = torch.zeros_like(ids, dtype=torch.bool)
     with output_layer_at(model, nowhere):

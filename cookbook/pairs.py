@@ -79,17 +79,31 @@ def _answers(
 def in_turns(rows: Dataset, batch_size: int, seed: int) -> Dataset:
     """Return single answers in an order in which prompts, drawn by `seed`, take turns.
 
-    Of each `batch_size` rows the answers to one prompt are together, so that it is read once; and
-    the next row answers another prompt, where there is one.
+    A batch holds several answers to a prompt, up to an eighth of it, where the prompt is read once
+    for them. The next row answers another prompt, unless over half of the batch answer one.
     """
     rows = rows.shuffle(seed=seed)
-    by_prompt: dict[str, list[int]] = {}
-    for number, prompt in enumerate(rows["prompt"]):
-        by_prompt.setdefault(str(prompt), []).append(number)
-    turns = {number: turn for own in by_prompt.values() for turn, number in enumerate(own)}
-    order = [*turns]
-    batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
-    return rows.select([n for batch in batches for n in sorted(batch, key=lambda n: turns[n])])
+    prompts = [str(prompt) for prompt in rows["prompt"]]
+    groups: list[list[int]] = []
+    newest: dict[str, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        if len(newest.get(prompt, ())) in (0, max(1, batch_size // 8)):
+            newest[prompt] = []
+            groups.append(newest[prompt])
+        newest[prompt].append(number)
+    order = [number for group in groups for number in group]
+    found = []
+    for at in range(0, len(order), batch_size):
+        batch: dict[str, list[int]] = {}
+        for number in order[at : at + batch_size]:
+            batch.setdefault(prompts[number], []).append(number)
+        # Every second place is taken first, then those between.
+        most_first = sorted(batch.values(), key=len, reverse=True)
+        seated = [number for own in most_first for number in own]
+        half = (len(seated) + 1) // 2
+        seated[::2], seated[1::2] = seated[:half], seated[half:]
+        found += seated
+    return rows.select(found)
 
 
 def in_one_sequence(pairs: Dataset, which: str) -> Dataset:

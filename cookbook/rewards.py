@@ -21,7 +21,9 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from cookbook import cpu, pairs, planner
+from cookbook.answers import beside
 from cookbook.evaluation import Conversation, _autocast, _batches, _evaluating, _pad
+from cookbook.groups import check_kept, read_apart, without_shell
 from cookbook.profiles import CookbookError
 
 Ids = tuple[int, ...]
@@ -38,15 +40,17 @@ def begin_from(model: PreTrainedModel, pad_token_id: int) -> PreTrainedModel:
     if hasattr(language, "merge_and_unload"):
         language = language.merge_and_unload()
     config = copy.deepcopy(language.config)
+    config.num_labels, config.pad_token_id = 1, pad_token_id
     kind: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
-    if kind is None or language.base_model_prefix != kind.base_model_prefix:
+    with torch.device("meta"):
+        classifier: Any = kind and kind(config)
+    # Others pool, or put layers of their own in between.
+    reads_one_token = isinstance(getattr(classifier, "score", None), torch.nn.Linear)
+    if not reads_one_token or language.base_model_prefix != kind.base_model_prefix:
         raise CookbookError(
             f"transformers has no classifier of the architecture {config.model_type} that could be "
             "a reward model: set COOKBOOK_MODEL to another."
         )
-    config.num_labels, config.pad_token_id = 1, pad_token_id
-    with torch.device("meta"):
-        classifier: Any = kind(config)
     setattr(classifier, kind.base_model_prefix, language.base_model)
     head = torch.nn.Linear(classifier.score.in_features, 1, bias=False)
     torch.nn.init.normal_(head.weight, std=getattr(config, "initializer_range", 0.02))
@@ -87,10 +91,8 @@ def score(
     prompt once for all its answers.
     """
     different = sorted({(tuple(prompt), tuple(said)) for prompt, said in zip(prompts, answers)})
-    inner: Any = model
-    if hasattr(model, "get_base_model"):
-        inner = inner.get_base_model()
-    if cpu.can_share_prompts(model.config, recomputed=False) and hasattr(inner, "score"):
+    inner = without_shell(model)
+    if cpu.can_share_prompts(model.config, recomputed=False):
         starts = range(0, len(different), batch_size)
         batches = [different[at : at + batch_size] for at in starts]
         of_batch = _after_prompts
@@ -117,30 +119,15 @@ def _whole(model: Any, batch: Sequence[tuple[Ids, Ids]]) -> torch.Tensor:
 
 def _after_prompts(model: Any, batch: Sequence[tuple[Ids, Ids]]) -> torch.Tensor:
     """Return the rewards of answers, whose prompts are read once each but for the last token."""
-    prompts = sorted({prompt[:-1] for prompt, _ in batch})
-    place = torch.tensor([prompts.index(prompt[:-1]) for prompt, _ in batch])
+    prompts = [prompt[:-1] for prompt, _ in batch]
     said = [(*prompt[-1:], *answer) for prompt, answer in batch]
-    before, known = _pad(prompts, 0, at=0), _pad([[1] * len(one) for one in prompts], 0, at=0)
-    mask = torch.cat([known[place], _pad([[1] * len(one) for one in said], 0)], dim=1)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    read = model.base_model(
-        input_ids=before,
-        attention_mask=known,
-        position_ids=(known.cumsum(-1) - 1).clamp(min=0),
-        use_cache=True,
-    )
-    read.past_key_values.batch_select_indices(place)
-    rest = model.base_model(
-        input_ids=_pad(said, 0),
-        attention_mask=mask,
-        position_ids=positions[:, before.shape[1] :],
-        past_key_values=read.past_key_values,
-        use_cache=True,
-    )
+    ids, mask, positions = beside(prompts, said)
+    start = max(map(len, prompts))
+    _, rest, _ = read_apart(model.base_model, ids, mask, start, positions)
     # Classifiers of transformers look for the last token that is not the one to pad with: where
     # that ends answers, too, it is the one before the end.
     pad = model.config.get_text_config().pad_token_id
-    last = [max(n for n, one in enumerate(ids) if one != pad or n == 0) for ids in said]
+    last = [max(n for n, one in enumerate(row) if one != pad or n == 0) for row in said]
     hidden = rest.last_hidden_state[torch.arange(len(said)), torch.tensor(last)]
     logits: torch.Tensor = model.score(hidden)
     return logits[:, 0]
@@ -154,11 +141,8 @@ def read_prompts_once(trainer: Any) -> None:
     rounding. Meant for the CPU. Raises ValueError if activations are recomputed, which leaves no
     keys and values.
     """
-    if trainer.args.activation_checkpointing or trainer.args.gradient_checkpointing:
-        raise ValueError("Set `activation_checkpointing=False`: prompts are kept to be shared.")
-    model = trainer.model
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
+    check_kept(trainer)
+    model = without_shell(trainer.model)
     usual = model.forward
 
     @functools.wraps(usual)

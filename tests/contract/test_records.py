@@ -132,16 +132,7 @@ def test_exporting_and_serving_takes_less_than_8_minutes() -> None:
     assert minutes(EXPORT) < 8
 
 
-_LONG = {
-    f"06-Preference-Tuning/{name}": pytest.mark.xfail(strict=True, reason=f"{found} without AMX")
-    for name, found in (
-        ("KTO-Thumbs-Up-Down", "5.7 minutes"),
-        ("Reward-Model-and-Best-of-N", "5.1 minutes"),
-    )
-}
-
-
-@pytest.mark.parametrize("recipe", [pytest.param(one, marks=_LONG.get(one, ())) for one in LATER])
+@pytest.mark.parametrize("recipe", LATER)
 def test_a_later_recipe_takes_less_than_5_minutes(recipe: str) -> None:
     assert minutes(recipe) < 5
 

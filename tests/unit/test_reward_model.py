@@ -8,7 +8,13 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForSequenceClassification, MambaConfig, MambaForCausalLM
+from transformers import (
+    AutoModelForSequenceClassification,
+    MambaConfig,
+    MambaForCausalLM,
+    ModernBertDecoderConfig,
+    ModernBertDecoderForCausalLM,
+)
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
@@ -117,10 +123,18 @@ def test_the_seed_draws_the_new_layer() -> None:
     assert 0 < float(heads[0].std()) < 0.1
 
 
-def test_an_architecture_without_a_classifier_is_named() -> None:
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [(MambaConfig, MambaForCausalLM), (ModernBertDecoderConfig, ModernBertDecoderForCausalLM)],
+)
+def test_an_architecture_without_such_a_classifier_is_named(config: Any, kind: Any) -> None:
+    """The first has none; that of the second has layers of its own before its last one."""
     settings: dict[str, Any] = {"vocab_size": 46, "hidden_size": 16, "num_hidden_layers": 1}
-    with pytest.raises(CookbookError, match="mamba.*COOKBOOK_MODEL"):
-        rewards.begin_from(MambaForCausalLM(MambaConfig(**settings)), 0)
+    if config is ModernBertDecoderConfig:
+        settings |= {"num_attention_heads": 2, "intermediate_size": 16, "pad_token_id": 0}
+    made = config(**settings)
+    with pytest.raises(CookbookError, match=f"{made.model_type}.*COOKBOOK_MODEL"):
+        rewards.begin_from(kind(made), 0)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])

@@ -12,14 +12,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -401,8 +400,7 @@ def _loss(work: Work, model: Any, batch: dict[str, Any]) -> torch.Tensor:
 def _gaps(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     """Return by how many nats the better answer of each pair is likelier than the other."""
     ids, mask, length = (batch[name] for name in ("input_ids", "attention_mask", "length"))
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    logits, targets = groups.answer_logits(model, ids, mask, length, positions)
+    logits, targets = groups.answer_logits(model, ids, mask, length, batch["position_ids"])
     log_probs = -functional.cross_entropy(logits.float(), targets, reduction="none")
     chosen, rejected = groups.in_place(log_probs, mask[:, -length:].bool()).sum(1).chunk(2)
     return chosen - rejected
@@ -412,19 +410,9 @@ def collate_pairs(examples: list[dict[str, Any]]) -> dict[str, Any]:
     """Return better and then worse answers, each after its prompt; answers begin at one place."""
     prompts = [row["prompt_ids"] for row in examples] * len(pairs.ANSWERS)
     said = [row[f"{one}_ids"] for one in pairs.ANSWERS for row in examples]
-    ids, mask = (
-        torch.cat([_padded(before, "left"), _padded(after, "right")], dim=1)
-        for before, after in (
-            (prompts, said),
-            ([[1] * len(one) for one in prompts], [[1] * len(one) for one in said]),
-        )
-    )
-    return {"input_ids": ids, "attention_mask": mask, "length": max(map(len, said))}
-
-
-def _padded(found: list[list[int]], side: Literal["left", "right"]) -> torch.Tensor:
-    tensors = [torch.tensor(one) for one in found]
-    return pad_sequence(tensors, batch_first=True, padding_side=side)
+    ids, mask, positions = answers.beside(prompts, said)
+    found = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    return found | {"length": max(map(len, said))}
 
 
 def _steps(
@@ -468,6 +456,6 @@ def run(contestant: str, work: Work, started: float, order: str | None = None) -
 
 def _facts(model: Any) -> dict[str, Any]:
     with torch.device("meta"):  # 4-bit storage hides the true number of weights
-        kind = type(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        kind = type(groups.without_shell(model))
         whole = kind._from_config(model.config).num_parameters()
     return {"trainable_parameters": training.trainable_weights(model), "parameters": whole}

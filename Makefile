@@ -49,7 +49,7 @@ GROUP_03-Instruction-Tuning := instruction-tuning
 GROUP_04-Reasoning-Tuning := reasoning
 GROUP_05-Export-and-Serving := serving
 GROUP_06-Preference-Tuning := preference
-GROUPS := $(foreach folder,$(FOLDERS),$(GROUP_$(folder))) dev
+GROUPS := $(foreach folder,$(FOLDERS),$(GROUP_$(folder))) sweep dev
 
 # One file per installed group; newer than the lock means that nothing is to be done.
 # An image has `.venv` outside the working tree, which is mounted: in COOKBOOK_INSTALL.
@@ -65,7 +65,9 @@ RUNS = $(or $(COOKBOOK_RUNS),runs)
 
 # The groups that NB (a notebook) or FOLDER needs; core alone for a notebook elsewhere.
 group_of = $(strip $(foreach folder,$(FOLDERS),$(if $(findstring $(folder)/,$(1)/),$(GROUP_$(folder)))))
-NB_STAMP = $(if $(NB),$(if $(wildcard $(call one,$(NB))),$(STAMP)$(or $(call group_of,$(NB)),core)))
+# Comparing methods on a GPU searches their learning rates, as `make sweep` does.
+SEARCHING = $(if $(findstring PEFT-Methods-Compared,$(NB)),$(STAMP)sweep)
+NB_STAMP = $(SEARCHING) $(if $(NB),$(if $(wildcard $(call one,$(NB))),$(STAMP)$(or $(call group_of,$(NB)),core)))
 FOLDER_STAMPS = $(if $(FOLDER),$(if $(call group_of,$(FOLDER)),$(STAMP)$(call group_of,$(FOLDER)) $(STAMP)dev),$(STAMP)all)
 
 SOURCES := cookbook scripts tests
@@ -74,7 +76,7 @@ NOTEBOOKS = $(sort $(wildcard $(addsuffix /*.ipynb,$(FOLDERS))))
 override FOLDER := $(patsubst %/,%,$(FOLDER))
 export NB FOLDER MARK JUPYTER_PORT JUPYTER_IP RECIPE PROFILE STEPS WORK ROUNDS
 export BUDGET
-export DATA MODEL
+export DATA MODEL SET
 export RUN FORMAT QUANT REPO PORT LOG SERVE_PORT
 # Set on many servers and in many containers: Python would then compile torch, transformers and trl
 # anew at every start, and each notebook would begin some seven seconds later.
@@ -92,7 +94,7 @@ endif
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install install-full-finetuning install-peft install-instruction-tuning \
-	install-reasoning install-serving install-preference install-dev install-all lock offline quickstart notebook notebooks check-data chat export serve push test test-all stale \
+	install-reasoning install-serving install-preference install-sweep install-dev install-all lock offline quickstart notebook notebooks sweep check-data chat export serve push test test-all stale \
 	test-contract test-unit test-hub test-recipes lint format jupyter script record gallery gpu-check \
 	audit bench docker-build docker-up docker-serve docker-down docker-shell docker-logs docker-test clean \
 	check-notebook check-folder check-docker check-caches
@@ -121,6 +123,7 @@ install-instruction-tuning: $(STAMP)instruction-tuning ## Install core and what 
 install-reasoning: $(STAMP)reasoning ## Install core and what 04-Reasoning-Tuning needs
 install-serving: $(STAMP)serving ## Install core and what 05-Export-and-Serving needs
 install-preference: $(STAMP)preference ## Install core and what 06-Preference-Tuning needs
+install-sweep: $(STAMP)sweep ## Install core and what `make sweep` needs beside a folder's group
 install-dev: $(STAMP)dev ## Install core and the tools for tests and code style
 install-all: $(STAMP)all ## Install core and every group
 
@@ -161,6 +164,9 @@ serve: $(STAMP)serving ## Serve runs with an OpenAI-compatible API on 127.0.0.1 
 push: $(STAMP)serving ## Upload a run's model to the Hub, private (RUN=, REPO=me/name, FORMAT=, PUBLIC=1)
 	@$(VENV_PYTHON) -m cookbook.commands.push "$$RUN" --repo "$$REPO" $(if $(FORMAT),--format "$$FORMAT") \
 		$(if $(QUANT),--quant "$$QUANT") $(if $(PUBLIC),--public)
+
+sweep: check-notebook $(NB_STAMP) $(STAMP)sweep ## Try settings on rows that no score uses: make sweep NB=... SET="learning_rate=1e-4,3e-4"
+	@$(VENV_PYTHON) -m cookbook.commands.sweep "$$NB" "$$SET"
 
 script: check-notebook $(NB_STAMP) ## Write one notebook as a script: make script NB=02-PEFT/Falcon-7B-LoRA.ipynb
 	@$(BIN)/jupyter nbconvert --to python --output-dir "$(RUNS)/scripts" "$$NB"

@@ -37,7 +37,7 @@ RESULTS = ROOT / "results"
 # What trains and what tests; a notebook's digests count its own group besides (`serving`).
 GROUPS = ("full-finetuning", "peft", "instruction-tuning", "reasoning", "dev")
 RECIPES = tuple(recipe_of(path) for path in record.notebooks())
-(EXPORT,) = check.WITHOUT
+EXPORT = check.EXPORT
 CHECKED = tuple(check.notebooks())  # on a GPU, at full size
 # Every gate waits for its spot check. This recipe takes twice as long as any other: it is executed
 # where something changed on which it depends.
@@ -148,7 +148,7 @@ def _loading() -> dict[str, Any]:
 
 def _own() -> dict[str, Any]:
     helpers = ("data_sets", "endings", "notebooks", "texts", "tokenizing")
-    tests = ("any_model", "own_model_and_data")
+    tests = ("any_model", "own_model_and_data", "compared")
     return {
         **_files("tests/start/*.py", *(f"tests/hub/{name}.py" for name in helpers)),
         **_files(*(f"tests/recipes/test_{name}.py" for name in tests)),
@@ -302,6 +302,9 @@ def main(arguments: list[str]) -> int:
     for name in (*RECIPES, *AREAS):
         if changed := stale(name):
             print(f"{name}  {', '.join(changed)}")
+    for folder in sorted(path.parent for path in record.CELLS.glob(f"*/{record.DIGESTS}")):
+        if found := record.stale_cells(folder):
+            print(f"{folder.relative_to(ROOT)}  {', '.join(found)}")
     return 0
 
 

@@ -47,6 +47,8 @@ GIVEN: tuple[Place, ...] = (
     ("cookbook.preferences", "thumb_splits"),
     ("cookbook.profiles", "_named"),
 )
+# Settings of a comparison that leave each of its cells as it is.
+HOW_MUCH = ("methods", "rates_at_most", "seeds", "learning_rates")
 _SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENCODING, tokenize.ENDMARKER}
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
@@ -319,6 +321,35 @@ def digests(recipe: str, root: Path = ROOT, gpu: bool = False) -> dict[str, Any]
         "cookbook": used,
         "packages": locked(groups, root),
         "products": products(read, root),
+    }
+
+
+def cell_digests(recipe: str, root: Path = ROOT, gpu: bool = False) -> dict[str, Any]:
+    """Return the digests of what a cell of a recipe's whole comparison depends on.
+
+    That is the notebook up to its search for rates, without the settings that say how much of it is
+    run, and what it uses of the package, but for what plans a training, keeps a cell or shows it.
+    With `gpu` the cells may be of any profile.
+    """
+    notebook = nbformat.read(root / f"{recipe}.ipynb", as_version=4)
+    searches = ["sweeps.search_rate(" in cell.source for cell in notebook.cells]
+    notebook.cells = notebook.cells[: searches.index(True)]
+    source = notebook_code(notebook) if gpu else code_for_cpu(notebook, root)
+    apart = tuple(f"cookbook.{name}" for name in ("comparing", "figures", "planner", "sweeps"))
+    tree = ast.parse(source)
+    tree.body = [one for one in tree.body if _names(one) != ["WHOLE"]]
+    for one in tree.body:
+        if _names(one) == ["SETTINGS"]:
+            assert isinstance(one, ast.Assign) and isinstance(one.value, ast.Dict)
+            rows = zip(one.value.keys, one.value.values)
+            kept = [row for row in rows if ast.literal_eval(row[0] or "") not in HOW_MUCH]
+            one.value = ast.Dict([key for key, _ in kept], [value for _, value in kept])
+    source = ast.unparse(tree)
+    return {
+        "notebook": digest(code_of(source)),
+        "cookbook": package(root).used_by(source, (*APART, *apart), () if gpu else GIVEN),
+        "packages": locked(re.findall(r"check_environment\('([\w-]+)'\)", source), root),
+        "products": products(source + " general-text", root),
     }
 
 

@@ -24,13 +24,23 @@ from typing import Any
 import nbformat
 import torch
 
+from cookbook import comparing
 from cookbook.commands import pages, proof
-from cookbook.commands.run import parameters, recipe_of
+from cookbook.commands.run import parameters, recipe_of, with_settings
 from cookbook.paths import start_command
-from cookbook.profiles import ROOT, CookbookError, columns
+from cookbook.profiles import (
+    ROOT,
+    CookbookError,
+    choose_profile,
+    columns,
+    compute_dtype,
+    device_name,
+)
 from cookbook.report import cells, others
 
 RESULTS = ROOT / "results" / "recipes"
+CELLS, DIGESTS = comparing.RECORDED, "digests.json"
+_OF_RECORDS = ("recipe", "profile", "device", "precision", "code", "date", "seal")
 _COSTS = ("bytes", "peak_memory_bytes", "tokens_per_second")  # of a format, beside its quality
 TABLE = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
@@ -96,6 +106,92 @@ def record(notebook: Path, seed: int) -> Path:
         if seed == 0:
             pages.write(executed, content, target)
     return target
+
+
+def record_whole(notebook: Path) -> list[Path]:
+    """Run all that a notebook's `WHOLE` asks for, and keep each of its cells as a record.
+
+    Cells of today's code are not run again, neither those on record nor those of a run that was
+    killed: the next call goes on from there.
+    """
+    copy = nbformat.read(notebook, as_version=4)
+    given = parameters(copy)
+    recipe, profile = recipe_of(notebook), choose_profile(given["SETTINGS"]).profile
+    with_settings(copy, given["WHOLE"])
+    digests = proof.cell_digests(recipe, gpu=profile != "cpu")
+    folder, target = ROOT / "runs" / "whole" / recipe / profile, CELLS / _folder_of_cells(profile)
+    _begin_whole(folder, target, digests)
+    own = {"COOKBOOK_RUNS": str(folder.parents[2]), "COOKBOOK_PROFILE": profile}
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, notebook.parent.name, notebook.name)
+        path.parent.mkdir()
+        nbformat.write(copy, path)
+        command = [sys.executable, "-m", "cookbook.commands.run", str(path)]
+        try:
+            subprocess.run(command, check=True, env=os.environ | own, cwd=ROOT)
+        finally:
+            kept = keep_cells(folder / "cells", target, recipe, digests)
+    return kept
+
+
+def _begin_whole(folder: Path, target: Path, digests: dict[str, Any]) -> None:
+    """Make a run's folder ready for a comparison to begin, or to go on with the cells there are."""
+    of, code = folder / DIGESTS, proof.digest(json.dumps(digests, sort_keys=True))
+    if not of.is_file() or json.loads(of.read_text(encoding="utf-8")) != digests:
+        shutil.rmtree(folder, ignore_errors=True)
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").unlink(missing_ok=True)  # what is finished would move aside
+    of.write_text(json.dumps(digests, sort_keys=True), encoding="utf-8")
+    for path in target.glob(comparing.CELLS):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["code"] == code:
+            cell = {key: value for key, value in content.items() if key not in _OF_RECORDS}
+            (folder / "cells" / path.name).write_text(json.dumps(cell), encoding="utf-8")
+
+
+def _folder_of_cells(profile: str) -> str:
+    precision = str(compute_dtype()).removeprefix("torch.")
+    many = torch.get_num_threads() if profile == "cpu" else torch.cuda.device_count()
+    return f"{profile}-{many}x-{in_file_names(device_name())}-{precision}"
+
+
+def keep_cells(source: Path, target: Path, recipe: str, digests: dict[str, Any]) -> list[Path]:
+    """Keep a comparison's cells as records, beside what they depended on; return their paths.
+
+    Cells of other code go. Raises CookbookError where the code was changed meanwhile.
+    """
+    proof.forget()
+    profile = target.name.partition("-")[0]
+    if changed := proof.changes(digests, proof.cell_digests(recipe, gpu=profile != "cpu")):
+        raise CookbookError(f"{recipe} was changed while it ran ({', '.join(changed)}).")
+    told = {
+        "recipe": recipe,
+        "profile": profile,
+        "device": device_name(),
+        "precision": str(compute_dtype()).removeprefix("torch."),
+        "code": proof.digest(json.dumps(digests, sort_keys=True)),
+    }
+    target.mkdir(parents=True, exist_ok=True)
+    for path in target.glob(comparing.CELLS):
+        if json.loads(path.read_text(encoding="utf-8"))["code"] != told["code"]:
+            path.unlink()
+    text = json.dumps(proof.sealed(digests), indent=1, sort_keys=True)
+    (target / DIGESTS).write_text(text + "\n", encoding="utf-8")
+    for path in source.glob(comparing.CELLS):
+        if not (target / path.name).exists():
+            cell = json.loads(path.read_text(encoding="utf-8")) | told
+            content = proof.sealed(cell | {"date": datetime.now(UTC).date().isoformat()})
+            line = json.dumps(content, sort_keys=True)
+            (target / path.name).write_text(line + "\n", encoding="utf-8")
+    return sorted(target.glob(comparing.CELLS))
+
+
+def stale_cells(folder: Path) -> list[str]:
+    """Return what changed since the cells of a folder were recorded."""
+    recorded = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
+    del recorded["seal"]
+    recipe = json.loads(next(folder.glob(comparing.CELLS)).read_text(encoding="utf-8"))["recipe"]
+    return proof.changes(recorded, proof.cell_digests(recipe, gpu="gpu" in folder.name[:3]))
 
 
 def imports_seconds(executed: nbformat.NotebookNode) -> float:
@@ -328,6 +424,20 @@ def _range(values: Sequence[float], form: str) -> str:
     return mean if least == most else f"{mean} ({least} to {most})"
 
 
+def methods_table() -> str:
+    """Return the comparison of methods: a table for each device, each method's means in a row."""
+    tables = []
+    for folder in sorted(path.parent for path in CELLS.glob(f"*/{DIGESTS}")):
+        cells = comparing.read(folder)
+        order = comparing.METHODS
+        found = comparing.by_method(cells, order)
+        columns, *rows = comparing.rows(found, comparing.given_loss(found))
+        columns[0] += f" ({cells[0]['device']}, {cells[0]['precision']})"
+        marked = [[f"`{row[0]}`", *row[1:]] for row in rows]
+        tables.append(_table(columns, marked))
+    return "\n\n".join(tables)
+
+
 def recipe_table(runs: Sequence[Run]) -> str:
     """Return a technique README's table: every seed with its interval, and the forgetting check."""
     rows = []
@@ -361,6 +471,8 @@ def with_tables(text: str) -> str:
 def _table_of(name: str) -> str:
     if name == "overview":
         return overview_table(recorded_runs())
+    if name == "methods":
+        return methods_table()
     recipe, _, kind = name.partition("#")
     runs = recorded_runs(recipe)
     if not runs:
@@ -413,6 +525,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outdated = rewrite_pages(options.notebooks or notebooks())
     elif not options.tables:
         for notebook in options.notebooks or notebooks():
+            if "WHOLE" in parameters(nbformat.read(notebook, as_version=4)):
+                print(f"recorded {len(record_whole(notebook))} cells", flush=True)
             for seed in options.seeds:
                 print(f"recorded {record(notebook, seed).relative_to(ROOT)}", flush=True)
     rewrite_tables()

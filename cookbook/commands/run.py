@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,13 @@ def parameters(notebook: nbformat.NotebookNode) -> dict[str, Any]:
                 if isinstance(target, ast.Name)
             }
     raise CookbookError("The notebook has no cell tagged `parameters` (see CONTRIBUTING.md).")
+
+
+def with_settings(notebook: nbformat.NotebookNode, settings: Mapping[str, Any]) -> None:
+    """Set settings of a notebook in all of its profiles, below its table."""
+    cell = next(one for one in notebook.cells if "parameters" in one.metadata.get("tags", []))
+    row = ", ".join(f'"{name}": ({value!r},) * 3' for name, value in settings.items())
+    cell.source += f"\nSETTINGS |= {{{row}}}"
 
 
 def recipe_of(path: Path) -> str:

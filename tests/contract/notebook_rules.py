@@ -44,6 +44,7 @@ KNOWN_DISTRIBUTIONS = {
     "deeplake": "deeplake",
     "math_verify": "math-verify",
     "openai": "openai",
+    "optuna": "optuna",
     "peft": "peft",
     "rouge_score": "rouge-score",
     "sentencepiece": "sentencepiece",
@@ -63,11 +64,11 @@ def code_cells(notebook: NotebookNode) -> list[str]:
 def calls(notebook: NotebookNode, name: str) -> Iterator[dict[str, ast.expr]]:
     """Yield the arguments of each call of a function, by their names or places ("0", "1", ...).
 
-    Those that a mapping gives are called "**".
+    Those that a mapping gives are called "**", of several mappings the first.
     """
     for node in ast.walk(ast.parse("\n".join(code_cells(notebook)))):
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == name:
-            named = {one.arg or "**": one.value for one in node.keywords}
+            named = {one.arg or "**": one.value for one in reversed(node.keywords)}
             yield {str(place): one for place, one in enumerate(node.args)} | named
 
 

@@ -23,6 +23,8 @@ FOLDER_GROUPS = {
     "05-Export-and-Serving": "serving",
     "06-Preference-Tuning": "preference",
 }
+# What a command needs beside a folder's group.
+OTHER_GROUPS = ("sweep",)
 
 
 @cache
@@ -78,8 +80,9 @@ def names(requirements: list[Requirement]) -> set[str]:
 
 
 def optional_packages() -> set[str]:
-    """Direct packages of the technique groups that core does not have."""
-    found = {name for group in FOLDER_GROUPS.values() for name in names(group_requirements(group))}
+    """Direct packages of the groups for users that core does not have."""
+    groups = (*FOLDER_GROUPS.values(), *OTHER_GROUPS)
+    found = {name for group in groups for name in names(group_requirements(group))}
     return found - names(core_requirements())
 
 

@@ -211,7 +211,7 @@ def test_runs_against_the_hub_depend_on_one_recipe_and_on_the_hub() -> None:
 def test_an_area_has_a_name_and_several_have_one_in_common() -> None:
     assert proofs.named("kills") == ["kills"]
     assert proofs.named("hub") == [proofs.against_the_hub(one) for one in RECIPES]
-    assert proofs.named("hub/02-PEFT") == [proofs.against_the_hub(FALCON)]
+    assert proofs.named("hub/05-Export-and-Serving") == [proofs.against_the_hub(proofs.EXPORT)]
     assert proofs.named("kill") == ["kill"], "which is none, and said to be"
     assert proofs.main(["is-current", "hub", "kill"]) == 2
 

@@ -56,6 +56,9 @@ PLEASED = {
     "reward of a greedy answer": r"reward of a greedy answer ([+-][\d.]+)",
 }
 
+# Of four methods the one that an exercise is about.
+ONE_METHOD = ('"methods": ("lora_r8 full ia3 prompt_tuning",', '"methods": ("lora_r8",')
+
 EXERCISES: dict[str, tuple[Exercise, ...]] = {
     "01-Full-Fine-Tuning/Distributed-Full-Fine-Tuning": (
         Exercise(
@@ -138,6 +141,35 @@ EXERCISES: dict[str, tuple[Exercise, ...]] = {
             ((ALPHA, ALPHA + "    use_dora=True,\n"),),
             ("held_out_loss", "rouge_l", "minutes planned"),
             {"minutes planned": r"([\d.]+) minutes: [\d.e+]+ operations"},
+        ),
+    ),
+    "02-PEFT/PEFT-Methods-Compared": (
+        Exercise(
+            "one-rate",
+            "`1e-3` for all",
+            (
+                (
+                    "rates[name] = comparing.recorded_rate(config, name) or BEGIN[name]",
+                    "rates[name] = 1e-3",
+                ),
+            ),
+            tuple(f"held_out_loss_{one}" for one in ("lora_r8", "full", "ia3", "prompt_tuning")),
+        ),
+        Exercise(
+            "steps",
+            "`worked_steps` True",
+            (
+                ONE_METHOD,
+                setting("worked_steps", "False", "True"),
+                setting("max_new_tokens", "12", "40"),
+            ),
+            ("exact_match_lora_r8", "general_text_loss"),
+        ),
+        Exercise(
+            "scale",
+            "`alpha or 8 * r`",
+            (ONE_METHOD, ("lora_alpha=alpha or 2 * r,", "lora_alpha=alpha or 8 * r,")),
+            ("held_out_loss_lora_r8", "exact_match_lora_r8", "general_text_loss"),
         ),
     ),
     "03-Instruction-Tuning/Financial-Sentiment-OPT": (

@@ -36,7 +36,10 @@ CAP_GIB = 15.0  # a T4 has 16 GB, of which its driver leaves about so much
 CAPPED = "gpu16"
 # Of this one the training is that of 02-PEFT on a smaller model. The rest is llama.cpp's, on the
 # processor: with random weights, whose answers never end, half an hour of a GPU's time unused.
-WITHOUT = ("05-Export-and-Serving/Export-and-Serve",)
+EXPORT = "05-Export-and-Serving/Export-and-Serve"
+# Of the other one every method is trained several times: hours. Its trainings are those of 02-PEFT.
+COMPARED = "02-PEFT/PEFT-Methods-Compared"
+WITHOUT = (EXPORT, COMPARED)
 
 
 def notebooks() -> dict[str, Path]:

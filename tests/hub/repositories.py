@@ -60,6 +60,7 @@ REPOSITORIES = {
     "models/Qwen/Qwen2.5-0.5B-Instruct": Repository(qwen2_5_instruct, linear_layers=7 * LAYERS),
     "models/Qwen/Qwen2.5-1.5B-Instruct": Repository(qwen2_5_instruct, linear_layers=7 * LAYERS),
     "models/Qwen/Qwen3-1.7B": Repository(partial(qwen3, tied=True), linear_layers=7 * LAYERS),
+    "models/Qwen/Qwen3-1.7B-Base": Repository(partial(qwen3, tied=True), linear_layers=7 * LAYERS),
     "models/Qwen/Qwen3-4B-Instruct-2507": Repository(
         partial(qwen3, tied=True), linear_layers=7 * LAYERS
     ),

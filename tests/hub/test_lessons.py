@@ -59,6 +59,7 @@ ROWS: dict[str, Callable[[int], Row]] = {
     "GPT-2-From-Scratch": lambda n: {"text": f"{n} and {n} are {2 * n}. " * 20},
     "Distributed-Full-Fine-Tuning": conversation,
     "Falcon-7B-LoRA": conversation,
+    "PEFT-Methods-Compared": lambda n: {"prompt": f"What is {n} and {n}?", "answer": str(2 * n)},
     "Financial-Sentiment-OPT": lambda n: {
         "text": f"Profit rose by {n}.",
         "label": ("negative", "neutral", "positive")[n % 3],

@@ -17,6 +17,7 @@ import pytest
 from safetensors.torch import load_file
 
 from cookbook.profiles import ROOT
+from tests.gpu.check import COMPARED
 from tests.hub.notebooks import NOTEBOOKS, as_script, name_of
 from tests.hub.server import LoopbackHub
 from tests.reliability import processes
@@ -33,7 +34,11 @@ def marked(path: Path) -> object:
     return pytest.param(path, id=name_of(path), marks=[pytest.mark.slow, pytest.mark.thorough])
 
 
-@pytest.mark.parametrize("path", [marked(one) for one in NOTEBOOKS])
+# A comparison is of trainings in one process, and refuses several.
+SCRIPTS = [one for one in NOTEBOOKS if name_of(one) != COMPARED]
+
+
+@pytest.mark.parametrize("path", [marked(one) for one in SCRIPTS])
 def test_the_script_runs_in_two_processes(
     path: Path, hub: LoopbackHub, lead_to: Callable[[LoopbackHub, str], Path], tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.repository import FOLDER_GROUPS, ROOT
+from tests.contract.repository import FOLDER_GROUPS, OTHER_GROUPS, ROOT
 
 pytestmark = pytest.mark.contract
 
@@ -40,7 +40,7 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("target", ["notebook", "script"])
+@pytest.mark.parametrize("target", ["notebook", "script", "sweep"])
 def test_a_notebook_must_be_named(target: str, tree: Path) -> None:
     result = make(target, folder=tree)
     assert result.returncode == 2
@@ -48,7 +48,7 @@ def test_a_notebook_must_be_named(target: str, tree: Path) -> None:
     assert not (tree / ".venv").exists(), "nothing was installed first"
 
 
-@pytest.mark.parametrize("target", ["notebook", "script"])
+@pytest.mark.parametrize("target", ["notebook", "script", "sweep"])
 @pytest.mark.parametrize("path", ["02-PEFT/Two.ipynb", "02-PEFT", "a b/c.ipynb"])
 def test_a_notebook_must_exist(target: str, path: str, tree: Path) -> None:
     result = make(target, f"NB={path}", folder=tree)
@@ -82,6 +82,14 @@ def test_the_folder_decides_the_group(folder: str, group: str, prefix: str, tree
     ]
 
 
+def test_a_sweep_installs_the_folder_s_group_and_its_own(tree: Path) -> None:
+    asked = ("NB=03-Instruction-Tuning/One.ipynb", "SET=learning_rate=1e-4,3e-4 r=8")
+    result = make("-n", "sweep", *asked, folder=tree)
+    wanted = ["install --with instruction-tuning", "install --with sweep"]
+    assert poetry_calls(result.stdout) == wanted
+    assert '-m cookbook.commands.sweep "$NB" "$SET"' in result.stdout, "not a word of it is split"
+
+
 def test_a_second_install_does_nothing(tree: Path) -> None:
     (tree / ".venv").mkdir()
     stamp = tree / ".venv" / ".installed-peft"
@@ -94,7 +102,7 @@ def test_a_second_install_does_nothing(tree: Path) -> None:
 
 def test_installing_all_covers_each_group() -> None:
     (call,) = poetry_calls(make("-n", "-B", "install-all").stdout)
-    wanted = [f"--with {group}" for group in (*FOLDER_GROUPS.values(), "dev")]
+    wanted = [f"--with {group}" for group in (*FOLDER_GROUPS.values(), *OTHER_GROUPS, "dev")]
     assert call == "install " + " ".join(wanted)
 
 

@@ -137,6 +137,7 @@ OWN: dict[str, tuple[str, dict[str, Any], Callable[[Path], Path]]] = {
     "01-Full-Fine-Tuning/GPT-2-From-Scratch": ("gpt_neox", {}, as_text),
     DISTRIBUTED: ("qwen3_moe", EXPERTS, as_messages),
     "02-PEFT/Falcon-7B-LoRA": ("mixtral", EXPERTS, as_messages),
+    "02-PEFT/PEFT-Methods-Compared": ("gpt_neox", {}, as_problems),
     "03-Instruction-Tuning/Financial-Sentiment-OPT": ("phi", {}, as_labels),
     "03-Instruction-Tuning/Summarization-FLAN-T5": ("olmoe", EXPERTS, as_documents),
     "04-Reasoning-Tuning/Financial-Reasoning-Gemma-3": (

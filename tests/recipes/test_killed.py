@@ -19,6 +19,7 @@ from nbclient.exceptions import DeadKernelError
 
 from cookbook import training
 from cookbook.profiles import ROOT
+from tests.gpu.check import COMPARED
 from tests.recipes.test_any_model import OWN, environment, tiny
 from tests.reliability.processes import has_whole
 
@@ -64,7 +65,8 @@ def killed_once(client: NotebookClient, is_time: Callable[[], bool]) -> None:
     watcher.join()
 
 
-@pytest.mark.parametrize("recipe", [marked(one) for one in OWN])
+# A comparison writes no checkpoints: what a kill leaves of it is in tests/recipes/test_compared.py.
+@pytest.mark.parametrize("recipe", [marked(one) for one in OWN if one != COMPARED])
 def test_a_killed_notebook_goes_on(
     recipe: str, environment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

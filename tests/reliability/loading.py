@@ -31,6 +31,7 @@ COLUMNS = {
     "GPT-2-From-Scratch": ("text",),
     "Distributed-Full-Fine-Tuning": ("prompt", "completion"),
     "Falcon-7B-LoRA": ("prompt", "completion"),
+    "PEFT-Methods-Compared": ("prompt", "completion", "answer"),
     "Financial-Sentiment-OPT": ("text", "label"),
     "Summarization-FLAN-T5": ("document", "summary"),
     "Financial-Reasoning-Gemma-3": ("prompt", "completion"),
@@ -49,6 +50,7 @@ FEWEST = {
     "GPT-2-From-Scratch": 2,
     "KTO-Thumbs-Up-Down": 2,
     "Math-Reasoning-Qwen-GRPO": 16,
+    "PEFT-Methods-Compared": 4,
     "Qwen3-Reasoning-Conversational": 2,
 }
 FIRST, LAST = "## Data Loading", "## Model Configuration"

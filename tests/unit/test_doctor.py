@@ -443,7 +443,7 @@ def rows_for(notebook: str) -> Rows:
             }
             for n, row in enumerate(rows)
         ]
-    if notebook.startswith("04"):
+    if notebook.startswith("04") or "PEFT-Methods" in notebook:
         for number, row in enumerate(rows):
             row["completion"] += f"\n#### {number}"
     return rows

@@ -968,7 +968,7 @@ class Examination:
             "untrained": ["first"],
             "rows": rows | {"test": tokens.labelled},
             "parts": {"all": tokens.labelled},
-            "trained": self.conversations["train"],
+            "trained": self.conversations["train"] if self.recipe.grpo else tokens.labelled,
             "processes": getattr(self.config, "processes", None)
             or max(1, torch.cuda.device_count()),
             "task_type": "SEQ_2_SEQ_LM" if pairs else "CAUSAL_LM",

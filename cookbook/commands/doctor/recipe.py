@@ -53,7 +53,8 @@ class Recipe:
         of_pairs = ("DPOTrainer(", "RewardTrainer(")
         self.prefers = self.judges or any(one in self.source for one in of_pairs)
         self.grpo = "GRPOTrainer(" in self.source and not self.prefers
-        self.checks = self.grpo or self.prefers  # results of problems, by a program
+        self.problems = "own_answers.load_tokenizer(" in self.source  # prompts made by the package
+        self.checks = self.grpo or self.problems  # results of problems, by a program
         self.figures = "#### figure" in self.source
         self.pairs = self._pairs()
         self.apart = next(iter(re.findall(r'apart="(\w+)"', self.source)), "")
@@ -73,7 +74,7 @@ class Recipe:
 
     def instruction(self, labels: Iterable[str]) -> str:
         """Return the system text that the recipe puts before every question; empty without one."""
-        if self.prefers:  # of problems, which the package makes prompts of
+        if self.problems:
             from cookbook.own_answers import INSTRUCTION
 
             return INSTRUCTION
@@ -85,7 +86,7 @@ class Recipe:
 
     def choose_template(self, tokenizer: Any) -> None:
         """Give the tokenizer the template that the recipe gives it, if it does."""
-        if self.prefers:  # of problems, which the package makes prompts of
+        if self.problems:
             from cookbook.own_answers import PLAIN_TEMPLATE
 
             tokenizer.chat_template = tokenizer.chat_template or PLAIN_TEMPLATE

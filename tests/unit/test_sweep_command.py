@@ -8,6 +8,7 @@ from typing import Any
 
 import nbformat
 import pytest
+import torch
 
 from cookbook.commands import record, run, sweep
 from cookbook.profiles import CookbookError
@@ -133,6 +134,7 @@ folder.mkdir(parents=True, exist_ok=True)
 content["metrics"][0] |= {"after": float(size), "examples": len(rows["test"])}
 content |= {"hardware": {"device": "x"}, "model": "m", "recipe": RECIPE}
 content["train"]["tokens"] = 1
+content["gpu"] = os.environ.get("CUDA_VISIBLE_DEVICES")
 (folder / "metrics.json").write_text(json.dumps(content))  # as report.write_metrics() does"""
 
 
@@ -169,6 +171,14 @@ def test_a_sweep_is_run_kept_and_not_run_again(
     assert 150 < content["metrics"][0]["examples"] <= 200, "of the 2,000 training rows, no test row"
     assert sweep.main([str(made), "size=2,3,4"]) == 0
     assert capfd.readouterr().out.count("== size") == 1, "only what is new"
+
+
+def test_several_gpus_have_a_trial_each(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert sweep.main([str(made), "size=2,3"]) == 0
+    folder = made.parents[1] / "runs" / "sweeps" / "02-PEFT" / "X" / "cpu"
+    found = [json.loads(path.read_text()) for path in folder.glob("size=*/metrics.json")]
+    assert sorted({one["gpu"] for one in found}) == ["0", "1"]
 
 
 def test_a_trial_that_fails_is_named_and_the_others_are_kept(

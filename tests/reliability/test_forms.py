@@ -74,7 +74,7 @@ def _rows(name: str) -> list[Row]:
         answer = f"{own} {n}"
         if name == "Financial-Sentiment-OPT":
             answer = ("calm", "urgent")[n % 2]
-        elif name.startswith(("Financial-Reasoning", "Math", "Qwen3")):
+        elif name.startswith(("Financial-Reasoning", "Math", "PEFT", "Qwen3")):
             answer = f"{own}\n#### {n}"
         rows.append({"prompt": f"Number {n}: {own}?", "completion": answer})
     return rows
@@ -98,7 +98,7 @@ def _learned(outcome: Outcome) -> list[str]:
 def _wanted(name: str, form: str, rows: list[Row]) -> set[str]:
     """What may be learned of the rows, without the end of turn."""
     answers = {str(row["completion"]) for row in rows}
-    if name.startswith("Math"):
+    if name.startswith(("Math", "PEFT")):
         return {f"#### {answer.rpartition('#### ')[2]}" for answer in answers}
     if name.startswith("Qwen3"):
         parts = [answer.partition("\n#### ") for answer in answers]

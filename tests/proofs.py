@@ -302,7 +302,7 @@ def main(arguments: list[str]) -> int:
     for name in (*RECIPES, *AREAS):
         if changed := stale(name):
             print(f"{name}  {', '.join(changed)}")
-    for folder in sorted(path.parent for path in record.CELLS.glob(f"*/{record.DIGESTS}")):
+    for folder in record.cell_folders():
         if found := record.stale_cells(folder):
             print(f"{folder.relative_to(ROOT)}  {', '.join(found)}")
     return 0

@@ -55,10 +55,14 @@ def notebooks() -> list[Path]:
 def result_path(content: Run) -> Path:
     """Return where a result is kept: recipe, profile, hardware, precision and seed name it."""
     hardware = content["hardware"]
-    device = in_file_names(hardware["device"])
     many = hardware["threads"] if content["profile"] == "cpu" else hardware["count"]
-    name = f"{content['profile']}-{many}x-{device}-{hardware['precision']}-seed{content['seed']}"
-    return RESULTS / str(content["recipe"]) / f"{name}.json"
+    where = _on(content["profile"], many, hardware["device"], hardware["precision"])
+    return RESULTS / str(content["recipe"]) / f"{where}-seed{content['seed']}.json"
+
+
+def _on(profile: str, many: int, device: str, precision: str) -> str:
+    """Return what a record's name says of a profile and of the hardware under it."""
+    return f"{profile}-{many}x-{in_file_names(device)}-{precision}"
 
 
 def in_file_names(device: str) -> str:
@@ -118,8 +122,8 @@ def record_whole(notebook: Path) -> list[Path]:
     given = parameters(copy)
     recipe, profile = recipe_of(notebook), choose_profile(given["SETTINGS"]).profile
     with_settings(copy, given["WHOLE"])
-    digests = proof.cell_digests(recipe, gpu=profile != "cpu")
     folder, target = ROOT / "runs" / "whole" / recipe / profile, CELLS / _folder_of_cells(profile)
+    digests = _present(recipe, target)
     _begin_whole(folder, target, digests)
     own = {"COOKBOOK_RUNS": str(folder.parents[2]), "COOKBOOK_PROFILE": profile}
     with tempfile.TemporaryDirectory() as scratch:
@@ -136,7 +140,7 @@ def record_whole(notebook: Path) -> list[Path]:
 
 def _begin_whole(folder: Path, target: Path, digests: dict[str, Any]) -> None:
     """Make a run's folder ready for a comparison to begin, or to go on with the cells there are."""
-    of, code = folder / DIGESTS, proof.digest(json.dumps(digests, sort_keys=True))
+    of, code = folder / DIGESTS, _code_of(digests)
     if not of.is_file() or json.loads(of.read_text(encoding="utf-8")) != digests:
         shutil.rmtree(folder, ignore_errors=True)
     (folder / "cells").mkdir(parents=True, exist_ok=True)
@@ -150,9 +154,27 @@ def _begin_whole(folder: Path, target: Path, digests: dict[str, Any]) -> None:
 
 
 def _folder_of_cells(profile: str) -> str:
-    precision = str(compute_dtype()).removeprefix("torch.")
     many = torch.get_num_threads() if profile == "cpu" else torch.cuda.device_count()
-    return f"{profile}-{many}x-{in_file_names(device_name())}-{precision}"
+    return _on(profile, many, device_name(), _precision())
+
+
+def _precision() -> str:
+    return str(compute_dtype()).removeprefix("torch.")
+
+
+def _code_of(digests: dict[str, Any]) -> str:
+    """Return one digest of all that a comparison's cells depend on."""
+    return proof.digest(json.dumps(digests, sort_keys=True))
+
+
+def cell_folders() -> list[Path]:
+    """Return the folders of recorded comparisons, one for each profile and hardware."""
+    return sorted(path.parent for path in CELLS.glob(f"*/{DIGESTS}"))
+
+
+def _present(recipe: str, folder: Path) -> dict[str, Any]:
+    """Return today's digests of what a folder's cells depend on; its name tells the profile."""
+    return proof.cell_digests(recipe, gpu=not folder.name.startswith("cpu-"))
 
 
 def keep_cells(source: Path, target: Path, recipe: str, digests: dict[str, Any]) -> list[Path]:
@@ -161,15 +183,14 @@ def keep_cells(source: Path, target: Path, recipe: str, digests: dict[str, Any])
     Cells of other code go. Raises CookbookError where the code was changed meanwhile.
     """
     proof.forget()
-    profile = target.name.partition("-")[0]
-    if changed := proof.changes(digests, proof.cell_digests(recipe, gpu=profile != "cpu")):
+    if changed := proof.changes(digests, _present(recipe, target)):
         raise CookbookError(f"{recipe} was changed while it ran ({', '.join(changed)}).")
     told = {
         "recipe": recipe,
-        "profile": profile,
+        "profile": target.name.partition("-")[0],
         "device": device_name(),
-        "precision": str(compute_dtype()).removeprefix("torch."),
-        "code": proof.digest(json.dumps(digests, sort_keys=True)),
+        "precision": _precision(),
+        "code": _code_of(digests),
     }
     target.mkdir(parents=True, exist_ok=True)
     for path in target.glob(comparing.CELLS):
@@ -191,7 +212,7 @@ def stale_cells(folder: Path) -> list[str]:
     recorded = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
     del recorded["seal"]
     recipe = json.loads(next(folder.glob(comparing.CELLS)).read_text(encoding="utf-8"))["recipe"]
-    return proof.changes(recorded, proof.cell_digests(recipe, gpu="gpu" in folder.name[:3]))
+    return proof.changes(recorded, _present(recipe, folder))
 
 
 def imports_seconds(executed: nbformat.NotebookNode) -> float:
@@ -427,7 +448,7 @@ def _range(values: Sequence[float], form: str) -> str:
 def methods_table() -> str:
     """Return the comparison of methods: a table for each device, each method's means in a row."""
     tables = []
-    for folder in sorted(path.parent for path in CELLS.glob(f"*/{DIGESTS}")):
+    for folder in cell_folders():
         cells = comparing.read(folder)
         order = comparing.METHODS
         found = comparing.by_method(cells, order)

@@ -18,7 +18,7 @@ from tests.gpu import check
 pytestmark = pytest.mark.contract
 
 NOTEBOOK = ROOT / f"{check.COMPARED}.ipynb"
-FOLDERS = sorted(path.parent for path in record.CELLS.glob(f"*/{record.DIGESTS}"))
+FOLDERS = record.cell_folders()
 
 
 def name_of(folder: Path) -> str:
@@ -26,22 +26,12 @@ def name_of(folder: Path) -> str:
     return folder.name
 
 
-def cells_of(folder: Path) -> list[dict[str, Any]]:
-    """Return the recorded cells of one device."""
-    return comparing.read(folder)
-
-
-def code_of_notebook() -> str:
-    """Return the notebook's code."""
-    return proof.notebook_code(nbformat.read(NOTEBOOK, as_version=4))
-
-
 def test_there_is_a_record() -> None:
     assert FOLDERS, "run: make record"
 
 
 def test_the_tables_know_the_notebook_s_methods() -> None:
-    code = code_of_notebook()
+    code = proof.notebook_code(nbformat.read(NOTEBOOK, as_version=4))
     ranks = [f"lora_r{rank}" for rank in (2, 8, 32, 128)]
     assert 'f"lora_r{r}": lora(r) for r in (2, 8, 32, 128)' in code
     for name in set(comparing.METHODS) - set(ranks):
@@ -54,7 +44,7 @@ def test_cells_are_as_they_were_written_and_of_one_code(folder: Path) -> None:
     assert digests["seal"] == proof.seal_of(digests)
     del digests["seal"]
     code = proof.digest(json.dumps(digests, sort_keys=True))
-    for cell in cells_of(folder):
+    for cell in comparing.read(folder):
         assert cell["seal"] == proof.seal_of(cell), cell["method"]
         assert cell["code"] == code, "cells of two codes in one table"
 
@@ -64,10 +54,10 @@ def test_every_method_has_its_seeds_and_a_rate_between_two_others(folder: Path) 
     """The rate is the best of those tried on rows that no score uses, and lies between two."""
     whole = run.parameters(nbformat.read(NOTEBOOK, as_version=4))["WHOLE"]
     tried: dict[str, dict[float, float]] = defaultdict(dict)
-    for cell in cells_of(folder):
+    for cell in comparing.read(folder):
         if "validation_loss" in cell:
             tried[cell["method"]][cell["learning_rate"]] = cell["validation_loss"]
-    found = comparing.by_method(cells_of(folder))
+    found = comparing.by_method(comparing.read(folder))
     assert tuple(found) == comparing.METHODS
     for name, own in found.items():
         assert [cell["seed"] for cell in own] == list(range(whole["seeds"])), name
@@ -80,7 +70,7 @@ def test_every_method_has_its_seeds_and_a_rate_between_two_others(folder: Path) 
 @pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
 def test_all_methods_saw_the_same_rows(folder: Path) -> None:
     """As many tokens were trained on, and the same ones scored, for each seed."""
-    found = comparing.by_method(cells_of(folder))
+    found = comparing.by_method(comparing.read(folder))
     for kind in ("tokens", "steps"):
         assert len({json.dumps(cell[kind]) for own in found.values() for cell in own}) == 1
     for place in range(len(found["full"])):

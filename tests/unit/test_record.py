@@ -9,7 +9,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from cookbook.commands import record
+from cookbook.commands import proof, record
+from cookbook.profiles import CookbookError
 
 pytestmark = pytest.mark.unit
 
@@ -165,3 +166,47 @@ def test_the_committed_tables_are_current(path: Path) -> None:
     assert (
         record.with_tables(text) == text
     ), "run: .venv/bin/python -m cookbook.commands.record --tables"
+
+
+@pytest.fixture
+def comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Digests of today's code, which a test may change, and two cells that a run has kept."""
+    digests: dict[str, Any] = {"notebook": "sha256:1", "cookbook": {"a.b": "sha256:2"}}
+    monkeypatch.setattr(record, "_present", lambda recipe, folder: dict(digests))
+    cells = tmp_path / "run" / "cells"
+    cells.mkdir(parents=True)
+    for name in ("full-seed0", "full-rate1e-04"):
+        (cells / f"{name}.json").write_text(json.dumps({"method": "full", "seconds": 1.5}))
+    return digests
+
+
+def test_cells_are_kept_with_what_they_depended_on(
+    comparison: dict[str, Any], tmp_path: Path
+) -> None:
+    target, cells = tmp_path / "cpu-2x-some-bfloat16", tmp_path / "run" / "cells"
+    kept = record.keep_cells(cells, target, "02-PEFT/X", dict(comparison))
+    assert [path.stem for path in kept] == ["full-rate1e-04", "full-seed0"]
+    content = json.loads(kept[0].read_text(encoding="utf-8"))
+    assert content["seal"] == proof.seal_of(content) and content["profile"] == "cpu"
+    assert record.stale_cells(target) == []
+    comparison["cookbook"]["a.b"] = "sha256:3"
+    assert record.stale_cells(target) == ["cookbook.a.b"]
+    with pytest.raises(CookbookError, match="was changed while it ran"):
+        record.keep_cells(cells, target, "02-PEFT/X", {"notebook": "sha256:1"})
+    (cells / "full-seed0.json").unlink()  # of other code now, and not trained again yet
+    kept = record.keep_cells(cells, target, "02-PEFT/X", dict(comparison))
+    assert [path.stem for path in kept] == ["full-rate1e-04"], "cells of other code go"
+
+
+def test_a_comparison_goes_on_with_the_cells_of_today_s_code(
+    comparison: dict[str, Any], tmp_path: Path
+) -> None:
+    target, run = tmp_path / "cpu-2x-some-bfloat16", tmp_path / "run"
+    record.keep_cells(run / "cells", target, "02-PEFT/X", dict(comparison))
+    (run / "metrics.json").touch()
+    record._begin_whole(run, target, dict(comparison))
+    cell = json.loads((run / "cells" / "full-seed0.json").read_text(encoding="utf-8"))
+    assert cell == {"method": "full", "seconds": 1.5}, "as the notebook had kept it"
+    assert not (run / "metrics.json").exists(), "what is finished would move aside"
+    record._begin_whole(run, target, {"notebook": "sha256:other"})
+    assert not [*(run / "cells").iterdir()], "nothing of other code is taken"

@@ -202,8 +202,8 @@ def keep_cells(source: Path, target: Path, recipe: str, digests: dict[str, Any])
         if not (target / path.name).exists():
             cell = json.loads(path.read_text(encoding="utf-8")) | told
             content = proof.sealed(cell | {"date": datetime.now(UTC).date().isoformat()})
-            line = json.dumps(content, sort_keys=True)
-            (target / path.name).write_text(line + "\n", encoding="utf-8")
+            text = json.dumps(content, sort_keys=True) + "\n"
+            (target / path.name).write_text(text, encoding="utf-8")
     return sorted(target.glob(comparing.CELLS))
 
 
@@ -450,12 +450,10 @@ def methods_table() -> str:
     tables = []
     for folder in cell_folders():
         cells = comparing.read(folder)
-        order = comparing.METHODS
-        found = comparing.by_method(cells, order)
+        found = comparing.by_method(cells)
         columns, *rows = comparing.rows(found, comparing.given_loss(found))
         columns[0] += f" ({cells[0]['device']}, {cells[0]['precision']})"
-        marked = [[f"`{row[0]}`", *row[1:]] for row in rows]
-        tables.append(_table(columns, marked))
+        tables.append(_table(columns, [[f"`{row[0]}`", *row[1:]] for row in rows]))
     return "\n\n".join(tables)
 
 

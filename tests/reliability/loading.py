@@ -6,6 +6,7 @@ import contextlib
 import io
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -172,7 +173,20 @@ def scratch() -> Iterator[Path]:
         yield folder
     finally:
         datasets.config.HF_DATASETS_CACHE = before
-        shutil.rmtree(folder)
+        remove(folder)
+
+
+def remove(folder: Path, tries: int = 100) -> None:
+    """Remove a folder into which something may still be written.
+
+    Deep Lake gives a tag's lock back from a thread of its own, after the call that wrote the tag.
+    """
+    for _ in range(tries):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
+    shutil.rmtree(folder)
 
 
 def check(outcome: Outcome) -> None:

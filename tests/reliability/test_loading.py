@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import shutil
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +119,37 @@ def test_a_masked_example_would_be_seen() -> None:
     rows = datasets.Dataset.from_dict({"labels": [[-100, 5], [-100, -100]]})
     with pytest.raises(AssertionError, match="fully masked"):
         loading.check(loading.Outcome(None, "", {"tokenized": {"train": rows}}))
+
+
+@pytest.mark.unit
+def test_a_folder_goes_that_is_still_written_into() -> None:
+    """As by Deep Lake; a removal in one go failed in one of a hundred runs on a busy machine."""
+
+    def write(folder: Path) -> None:
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            with contextlib.suppress(FileNotFoundError):
+                (folder / "log" / f"{time.monotonic_ns()}.lock").touch()
+
+    with loading.scratch() as folder:
+        (folder / "log").mkdir()
+        thread = threading.Thread(target=write, args=(folder,))
+        thread.start()
+        while not any((folder / "log").iterdir()):
+            time.sleep(0.001)
+    thread.join()
+    assert not folder.exists()
+
+
+@pytest.mark.unit
+def test_a_folder_that_stays_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(f"{path} stays")
+
+    monkeypatch.setattr(shutil, "rmtree", refused)
+    with pytest.raises(OSError, match="stays"):
+        loading.remove(tmp_path, tries=2)
 
 
 @pytest.mark.unit

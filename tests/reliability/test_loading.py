@@ -123,7 +123,7 @@ def test_a_masked_example_would_be_seen() -> None:
 
 @pytest.mark.unit
 def test_a_folder_goes_that_is_still_written_into() -> None:
-    """As by Deep Lake; a removal in one go failed in one of a hundred runs on a busy machine."""
+    """As by Deep Lake: right after its tag, a removal in one go failed 61 times of 300."""
 
     def write(folder: Path) -> None:
         until = time.monotonic() + 0.5

@@ -121,8 +121,9 @@ def _place(rate: float) -> int:
     return 2 * int(power) + (float(digit) == 3)
 
 
-def kept(path: Path, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what a JSON file holds; where it is not there yet, what is measured, and keep it.
+def kept(path: Path, measure: Callable[[], Mapping[str, Any]], **given: Any) -> dict[str, Any]:
+    """Return what a JSON file holds; where there is none, or it has other values than those given,
+    what is measured, and keep it.
 
     Raises `CookbookError` in one of several processes: each would measure and keep the same.
     """
@@ -131,11 +132,12 @@ def kept(path: Path, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]
             "This comparison is of trainings in one process each, and torchrun started several. "
             "Run it without: make notebook NB=02-PEFT/PEFT-Methods-Compared.ipynb"
         )
-    if not path.is_file():
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not found or not given.items() <= found.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(measure(), indent=1, sort_keys=True) + "\n")
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+        found = dict(measure())
+        write_atomically(path, json.dumps(found, indent=1, sort_keys=True) + "\n")
+    return found
 
 
 def keep_rows_apart() -> None:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -122,6 +123,20 @@ def test_what_is_kept_is_measured_once(tmp_path: Path) -> None:
 
     assert [sweeps.kept(path, measure), sweeps.kept(path, measure)] == [{"value": 1}] * 2
     assert json.loads(path.read_text(encoding="utf-8")) == {"value": 1}
+
+
+def test_what_is_kept_of_another_rate_is_measured_again(tmp_path: Path) -> None:
+    path, asked = tmp_path / "one.json", []
+
+    def at(rate: float) -> float:
+        def measure() -> dict[str, Any]:
+            asked.append(rate)
+            return {"learning_rate": rate, "losses": [rate]}
+
+        return float(sweeps.kept(path, measure, learning_rate=rate)["losses"][0])
+
+    assert [at(1e-3), at(1e-3), at(3e-3), at(3e-3)] == [1e-3, 1e-3, 3e-3, 3e-3]
+    assert asked == [1e-3, 3e-3]
 
 
 def test_one_of_several_processes_is_refused(

@@ -89,11 +89,12 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
 RUN --mount=type=cache,target=/var/cache/pypoetry \
     --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     umask 002 && python3 scripts/poetry.py install --no-root --compile --with full-finetuning \
-        --with peft --with instruction-tuning --with reasoning --with serving --with preference --with dev
+        --with peft --with instruction-tuning --with reasoning --with serving --with preference \
+        --with sweep --with dev
 ARG USER_UID=1000
 ARG USER_GID=1000
 COPY --chown=${USER_UID}:${USER_GID} . .
-RUN scripts/finish_image.sh core full-finetuning peft instruction-tuning reasoning serving preference dev all
+RUN scripts/finish_image.sh core full-finetuning peft instruction-tuning reasoning serving preference sweep dev all
 USER ${USER_UID}
 
 # --- prod: the core, or the core and one group; no compiler, no tools -----------------------

@@ -15,13 +15,13 @@ import pytest
 import yaml
 
 from tests.containers import __main__ as recorded
-from tests.contract.repository import FOLDER_GROUPS, ROOT, make_targets
+from tests.contract.repository import ROOT, make_targets, project
 
 pytestmark = pytest.mark.contract
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 COMPOSE = ROOT / "docker-compose.yml"
-GROUPS = {*FOLDER_GROUPS.values(), "dev"}
+GROUPS = set(project()["dependency-groups"])
 
 
 def stage(name: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.repository import FOLDER_GROUPS, ROOT
+from tests.contract.repository import FOLDER_GROUPS, OTHER_GROUPS, ROOT
 
 pytestmark = pytest.mark.contract
 
@@ -73,7 +73,7 @@ def tree(tmp_path: Path) -> Path:
     for name in ("Makefile", ".ci/run"):
         shutil.copy(ROOT / name, tree / name)
     stand_ins(tree / ".venv" / "bin", MAKE_USES)
-    for name in ("core", "dev", "all", *FOLDER_GROUPS.values()):
+    for name in ("core", "dev", "all", *FOLDER_GROUPS.values(), *OTHER_GROUPS):
         (tree / ".venv" / f".installed-{name}").touch()
     return tree
 

@@ -18,7 +18,14 @@ from tests.contract.lock_rules import (
     read_lock,
     without_files,
 )
-from tests.contract.repository import ROOT, core_requirements, group_requirements, project
+from tests.contract.repository import (
+    FOLDER_GROUPS,
+    OTHER_GROUPS,
+    ROOT,
+    core_requirements,
+    group_requirements,
+    project,
+)
 
 pytestmark = pytest.mark.contract
 
@@ -118,6 +125,11 @@ def test_kernels_is_not_locked() -> None:
 def test_the_lock_names_no_source() -> None:
     # A lock written behind a mirror must not send others there.
     assert [package["name"] for package in read_lock(LOCK) if "source" in package] == []
+
+
+def test_a_group_is_a_folder_s_or_a_command_s() -> None:
+    """What the other tests walk through is all that pyproject.toml has."""
+    assert {*FOLDER_GROUPS.values(), *OTHER_GROUPS, "dev"} == set(project()["dependency-groups"])
 
 
 def test_a_direct_package_is_locked_in_its_groups() -> None:
